@@ -1,0 +1,142 @@
+"""Loading a trained adapter together with its base model in one line."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Optional, Union
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils.save_and_load import load_peft_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForAudioClassification
+
+from .ast import RESIZES, resize_ast
+from .backbones import resolve
+from .config import EncoderAdapterConfig
+from .pooling import has_statistics_pooling, use_statistics_pooling
+from .settings import POOLING, check_settings, set_labels
+
+
+class AutoPeftModelForAudioClassification:
+    """Makes a `PeftModel` from the folder or Hub id of an adapter; use `from_pretrained`."""
+
+    def __init__(self) -> None:
+        raise OSError(f"Use {type(self).__name__}.from_pretrained(folder_or_hub_id).")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Union[str, os.PathLike],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: Optional[PeftConfig] = None,
+        revision: Optional[str] = None,
+        subfolder: Optional[str] = None,
+        low_cpu_mem_usage: bool = False,
+        **kwargs: Any,
+    ) -> PeftModel:
+        """Load the base model named by the adapter, bring it to what the adapter was trained on, and load the adapter.
+
+        Labels, number of labels, input length and strides of an AST, and the kind of head are as they were in training.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id of the adapter.
+            adapter_name: the name it gets in the model.
+            is_trainable: False freezes the adapter and puts the model in evaluation mode.
+            config: the adapter's configuration, None to read it from the folder.
+            revision: branch, tag or commit of the adapter's repository.
+            subfolder: folder of the adapter inside its repository.
+            low_cpu_mem_usage: make the adapter's tensors only once, when they are read.
+            **kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `token`, ...).
+
+        Raises:
+            ValueError: if the checkpoint is unreadable, or its tensors are not exactly those of the adapter.
+        """
+        source = os.fspath(pretrained_model_name_or_path)
+        location = {"revision": revision, "subfolder": subfolder, **_hub_arguments(kwargs)}
+        config = config or PeftConfig.from_pretrained(source, **location)
+        weights = _read_weights(source, location)
+        base_model = _load_base_model(config, weights, source, kwargs)
+        return PeftModel.from_pretrained(
+            base_model,
+            source,
+            adapter_name=adapter_name,
+            is_trainable=is_trainable,
+            config=config,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            **location,
+        )
+
+
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("token", "cache_dir", "local_files_only", "force_download")
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _read_weights(source: str, location: dict[str, Any]) -> dict[str, torch.Tensor]:
+    try:
+        return load_peft_weights(source, device="cpu", **location)
+    except Exception as error:
+        raise ValueError(
+            f"The weights of adapter {source!r} cannot be read ({type(error).__name__}: {error}). The file is missing "
+            "or incomplete; copy or download it again."
+        ) from error
+
+
+def _load_base_model(
+    config: PeftConfig, weights: dict[str, torch.Tensor], source: str, kwargs: dict[str, Any]
+) -> nn.Module:
+    name = config.base_model_name_or_path
+    if not name:
+        raise ValueError(
+            f"The configuration of adapter {source!r} names no base model. Load the base model yourself and use "
+            "PeftModel.from_pretrained(base_model, folder)."
+        )
+    settings = (config.base_settings or {}) if isinstance(config, EncoderAdapterConfig) else {}
+    saved_head = tuple(config.modules_to_save or ())
+    revision = config.revision
+    model_config = AutoConfig.from_pretrained(name, revision=revision, **_hub_arguments(kwargs))
+    if saved_head:
+        set_labels(model_config, settings)
+    if "use_weighted_layer_sum" in settings:
+        model_config.use_weighted_layer_sum = settings["use_weighted_layer_sum"]
+    model, info = AutoModelForAudioClassification.from_pretrained(
+        name,
+        config=model_config,
+        revision=revision,
+        ignore_mismatched_sizes=bool(saved_head),
+        output_loading_info=True,
+        **kwargs,
+    )
+    _check_loading(info, saved_head, name)
+    _restore(model, settings)
+    if settings:
+        check_settings(settings, model, resolve(model))
+    _check_head(model, saved_head, weights, source)
+    return model
+
+
+def _check_loading(info: dict[str, Any], saved_head: tuple[str, ...], name: str) -> None:
+    # Heads of another size are replaced by the adapter's own; any other tensor would stay random.
+    keys = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
+    wrong = [key for key in keys if not key.startswith(tuple(f"{module}." for module in saved_head))]
+    if wrong:
+        raise ValueError(f"The base model {name!r} does not fit its own configuration: {', '.join(sorted(wrong))}.")
+
+
+def _restore(model: nn.Module, settings: dict[str, Any]) -> None:
+    done = getattr(model.config, RESIZES, None) or []
+    for step in (settings.get(RESIZES) or [])[len(done) :]:
+        resize_ast(model, **step)
+    if settings.get(POOLING) and not has_statistics_pooling(model.config):
+        use_statistics_pooling(model)
+
+
+def _check_head(model: nn.Module, saved_head: tuple[str, ...], weights: dict[str, torch.Tensor], source: str) -> None:
+    # PEFT looks the head's tensors up without checking that they are there.
+    modules = {name: module for name, module in model.named_modules() if name in saved_head}
+    needed = [f"base_model.model.{name}.{key}" for name, module in modules.items() for key in module.state_dict()]
+    missing = [key for key in needed if key not in weights]
+    if missing:
+        raise ValueError(f"The checkpoint of adapter {source!r} lacks {', '.join(missing)}. Was it cut short?")

@@ -1,0 +1,61 @@
+"""The weights of `use_weighted_layer_sum`, made trainable per adapter.
+
+transformers keeps them as a bare parameter of the classifier, and PEFT trains and saves modules only. So a module of
+the same values is put beside the parameter; PEFT wraps it as it wraps a head, and during the classifier's forward pass
+the parameter's place is taken by the values of the active adapter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+MODULE_NAME = "weighted_layer_sum"
+
+
+class LayerWeights(nn.Module):
+    """Holds the `(layers + 1,)` weights under the name that the classifier has for them."""
+
+    def __init__(self, parameter_name: str, values: torch.Tensor) -> None:
+        super().__init__()
+        self.parameter_name = parameter_name
+        self.register_parameter(parameter_name, nn.Parameter(values.detach().clone()))
+
+
+class LayerWeightsSwap:
+    """Two hooks on the classifier that put the active adapter's weights in and take them out again."""
+
+    def __init__(self, model: nn.Module, parameter_name: str) -> None:
+        self.parameter_name = parameter_name
+        self.original = getattr(model, parameter_name)
+        self.handles = (
+            model.register_forward_pre_hook(self._put_in),
+            model.register_forward_hook(self._take_out, always_call=True),
+        )
+
+    def _put_in(self, model: nn.Module, args: tuple) -> None:
+        self.original = model._parameters[self.parameter_name]
+        # PEFT's wrapper hands out the active adapter's values, or the model's own while adapters are disabled.
+        model._parameters[self.parameter_name] = getattr(getattr(model, MODULE_NAME), self.parameter_name)
+
+    def _take_out(self, model: nn.Module, args: tuple, output: object) -> None:
+        model._parameters[self.parameter_name] = self.original
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def install_layer_weights(model: nn.Module, parameter_name: str) -> LayerWeightsSwap:
+    """Put the module and the hooks in; the values start as the model's own."""
+    setattr(model, MODULE_NAME, LayerWeights(parameter_name, getattr(model, parameter_name)))
+    return LayerWeightsSwap(model, parameter_name)
+
+
+def remove_layer_weights(model: nn.Module, swap: LayerWeightsSwap, trained: nn.Module) -> None:
+    """Take module and hooks out, and leave the values of `trained` in the model's parameter, as PEFT leaves heads."""
+    swap.remove()
+    delattr(model, MODULE_NAME)
+    with torch.no_grad():
+        getattr(model, swap.parameter_name).copy_(getattr(trained, swap.parameter_name))

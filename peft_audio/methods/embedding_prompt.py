@@ -1,0 +1,74 @@
+"""Embedding prompts: learnable tokens in every encoder layer (IPET, eq. 1; deep visual prompt tuning)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..backbones import Backbone
+from ..config import EncoderAdapterConfig
+from ..layer import AdapterParts
+from ..model import EncoderTuner
+from ..modules import EmbeddingPrompt, vpt_bound, xavier_uniform_bound
+from ..registry import register_method
+from ..validation import require, require_choice, require_positive_integer, require_probability
+
+
+PROMPT_INITS = ("xavier_uniform", "vpt")
+
+
+@dataclass
+class EmbeddingPromptConfig(EncoderAdapterConfig):
+    """Configuration of embedding prompts.
+
+    Every adapted layer has its own `num_virtual_tokens` vectors. They are put in front of the layer's tokens, take
+    part in its attention, and are dropped after it, so they show in no hidden state. Source: Kim et al., "Integrated
+    parameter-efficient tuning for general-purpose audio models", 2023, eq. 1; Jia et al., "Visual prompt tuning", 2022.
+
+    Args:
+        num_virtual_tokens (`int`): prompt tokens of each layer (k).
+        prompt_dropout (`float`): probability of dropping an element of a prompt in training.
+        prompt_init (`str`): "xavier_uniform", uniform within sqrt(6 / (d k + d)), or "vpt", uniform within
+            sqrt(6 / (3 p^2 + d)), with d the hidden size and p the patch size of the model.
+
+    Raises:
+        ValueError: when made with a value that breaks a rule; on a model without patches, for "vpt".
+    """
+
+    num_virtual_tokens: int = field(default=8, metadata={"help": "Prompt tokens of each encoder layer."})
+    prompt_dropout: float = field(default=0.0, metadata={"help": "Dropout on the prompt tokens."})
+    prompt_init: str = field(
+        default="xavier_uniform", metadata={"help": "Initial values: 'xavier_uniform' or 'vpt' (by patch size)."}
+    )
+
+    method_name: ClassVar[str] = "embedding_prompt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive_integer("num_virtual_tokens", self.num_virtual_tokens)
+        require_probability("prompt_dropout", self.prompt_dropout)
+        require_choice("prompt_init", self.prompt_init, PROMPT_INITS)
+
+
+class EmbeddingPromptModel(EncoderTuner):
+    """Puts embedding prompts on a backbone; see `EmbeddingPromptConfig`."""
+
+    prefix = "embedding_prompt_"
+
+    def build_parts(self, config: EmbeddingPromptConfig, backbone: Backbone) -> AdapterParts:
+        prompt = EmbeddingPrompt(
+            config.num_virtual_tokens, backbone.hidden_size, _bound(config, backbone), config.prompt_dropout
+        )
+        return super().build_parts(config, backbone)._replace(prompt=prompt)
+
+
+def _bound(config: EmbeddingPromptConfig, backbone: Backbone) -> float:
+    if config.prompt_init == "vpt":
+        has_patches = isinstance(backbone.patch_size, int)
+        rule = f"'xavier_uniform' on {backbone.model_type}, which has no patch size"
+        require(has_patches, "prompt_init", rule, config.prompt_init)
+        return vpt_bound(backbone.patch_size, backbone.hidden_size)
+    return xavier_uniform_bound(config.num_virtual_tokens, backbone.hidden_size)
+
+
+register_method(EmbeddingPromptConfig, EmbeddingPromptModel)

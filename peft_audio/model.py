@@ -1,0 +1,199 @@
+"""The tuner: puts a method's adapters on a backbone, takes them off, and names their tensors in checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from .backbones import Backbone, locate, resolve
+from .checkpoint import check_tensors
+from .config import EncoderAdapterConfig
+from .layer import MERGE_REFUSED, PARTS, AdapterParts, EncoderTunerLayer
+from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
+from .settings import check_settings, has_generic_labels, read_settings, set_labels
+
+
+class EncoderTuner(BaseTuner):
+    """Base class of the methods. A method gives its `prefix` and says in `build_parts` what a layer gets.
+
+    Args:
+        model: a model of a supported backbone type.
+        peft_config: the configuration, or configurations by adapter name.
+        adapter_name: name of the adapter.
+        low_cpu_mem_usage: make the adapter's tensors on the meta device, to be replaced by loaded ones.
+
+    Raises:
+        ValueError: if the configuration does not fit the model; the model is unchanged then.
+    """
+
+    tuner_layer_cls = EncoderTunerLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def build_parts(self, config: EncoderAdapterConfig, backbone: Backbone) -> AdapterParts:
+        """Return fresh modules for one encoder layer.
+
+        Raises:
+            ValueError: if the configuration does not fit the backbone.
+        """
+        return AdapterParts()
+
+    # ---- injection -----------------------------------------------------------------------------------------------
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: Optional[dict[str, torch.Tensor]] = None,
+    ) -> None:
+        """See `BaseTuner.inject_adapter`. `state_dict` is not needed: the configuration says which layers to adapt."""
+        # A copy: what is filled in below belongs to this model, and the caller may use the configuration for another.
+        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        _check_adapter_name(adapter_name, model, self.prefix)
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        self._freeze_front_end(resolve(model))
+
+    def _prepare_adapter_config(self, peft_config: EncoderAdapterConfig, model_config: dict) -> EncoderAdapterConfig:
+        backbone = resolve(self.model)
+        layers = [backbone.layer_names[index] for index in peft_config.selected_layers(len(backbone.layer_names))]
+        with torch.device("meta"):
+            self.build_parts(peft_config, backbone)  # raises what does not fit, before anything is changed
+        if peft_config.base_settings is not None:
+            check_settings(peft_config.base_settings, self.model, backbone)
+        modules_to_save = self._modules_to_save(peft_config, backbone)
+
+        self._targets = set(layers)
+        self._backbone = backbone
+        peft_config.modules_to_save = modules_to_save
+        if peft_config.base_settings is not None and has_generic_labels(self.model.config):
+            set_labels(self.model.config, peft_config.base_settings)
+        peft_config.base_settings = read_settings(self.model, backbone.spec)
+        return peft_config
+
+    def _modules_to_save(self, config: EncoderAdapterConfig, backbone: Backbone) -> list[str]:
+        parameter = backbone.spec.layer_weights
+        has_layer_weights = parameter is not None and hasattr(self.model, parameter)
+        if config.modules_to_save is None:
+            return [*backbone.head, *([MODULE_NAME] if has_layer_weights else [])]
+        names = [MODULE_NAME if name == parameter and has_layer_weights else name for name in config.modules_to_save]
+        known = [name for name, _ in self.model.named_modules()] + ([MODULE_NAME] if has_layer_weights else [])
+        missing = [name for name in names if not any(path == name or path.endswith("." + name) for path in known)]
+        if missing:
+            raise ValueError(
+                f"`modules_to_save` must name modules of {type(self.model).__name__}, which has none called "
+                f"{', '.join(map(repr, missing))}. Its head: {', '.join(map(repr, backbone.head)) or 'none'}."
+            )
+        return names
+
+    def _prepare_model(self, peft_config: EncoderAdapterConfig, model: nn.Module) -> None:
+        if MODULE_NAME in peft_config.modules_to_save and not hasattr(model, MODULE_NAME):
+            model._layer_weights_swap = install_layer_weights(model, self._backbone.spec.layer_weights)
+
+    def _check_target_module_exists(self, peft_config: EncoderAdapterConfig, key: str) -> bool:
+        return key in self._targets
+
+    def _create_and_replace(
+        self,
+        peft_config: EncoderAdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: Optional[str] = None,
+    ) -> None:
+        if not isinstance(target, EncoderTunerLayer):
+            target = EncoderTunerLayer(target, locate(target, self._backbone.spec), self.prefix)
+            setattr(parent, target_name, target)
+        target.update_layer(adapter_name, self.build_parts(peft_config, self._backbone), peft_config.inference_mode)
+
+    def _freeze_front_end(self, backbone: Backbone) -> None:
+        # A frozen feature encoder still marks its input as requiring a gradient, and so runs its backward pass.
+        front_end = backbone.front_end
+        if front_end is not None and not any(parameter.requires_grad for parameter in front_end.parameters()):
+            front_end._freeze_parameters()
+
+    # ---- taking adapters off -------------------------------------------------------------------------------------
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(MERGE_REFUSED)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, EncoderTunerLayer):
+            child.remove_hooks()
+        if isinstance(new_module, LayerWeights):
+            remove_layer_weights(parent, parent._layer_weights_swap, new_module)
+            del parent._layer_weights_swap
+            return
+        setattr(parent, child_name, new_module)
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: EncoderAdapterConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        # The one place that every way of saving passes: labels may have been named since the adapter was made.
+        base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config.base_settings = read_settings(base_model, resolve(base_model).spec)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Name a tensor `layers.N.<part>.<tensor>`, whatever the backbone calls its encoder layers."""
+        pattern = rf"(base_model\.model\.)?.*?(\d+)\.{cls.prefix}({'|'.join(PARTS)})\.{re.escape(adapter_name)}\.(.+)"
+        match = re.fullmatch(pattern, key)
+        if match is None:
+            return super()._remove_adapter_name_from_key(key, adapter_name)
+        root, index, part, tensor = match.groups()
+        return f"{root or ''}layers.{index}.{part}.{tensor}"
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: EncoderAdapterConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_tensors(model, adapter_name, remapped)
+        return remapped
+
+    # ---- forward -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                f"`adapter_names` (a different adapter for each sample of a batch) is not supported by "
+                f"{type(self).__name__}. Call set_adapter and run one batch per adapter."
+            )
+        yield
+
+
+def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str) -> None:
+    segments = {segment for name, _ in model.named_parameters() for segment in name.split(".")[:-1]}
+    adapters = {name for module in model.modules() for name in getattr(module, "_adapters", ())}
+    for layer in model.modules():
+        if isinstance(layer, EncoderTunerLayer):
+            adapters.update(layer._all_available_adapter_names())
+    reserved = (segments - adapters) | set(PARTS) | {prefix + part for part in PARTS}
+    if adapter_name in reserved:
+        raise ValueError(
+            f"`adapter_name` must differ from the names of the model's modules, got {adapter_name!r}: PEFT could not "
+            "tell the adapter's tensors from the model's. Choose another name."
+        )

@@ -1,0 +1,77 @@
+"""What an adapter's checkpoint remembers of the model it was trained on, beside the weights.
+
+Labels, the input's length and strides, the kind of head: a base model that is loaded again has its own, and the
+adapter would meet heads and positions of other shapes. The adapter's configuration carries them (`base_settings`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .ast import RESIZES
+from .backbones import Backbone, EncoderSpec
+from .pooling import has_statistics_pooling
+
+
+LABELS = "id2label"
+POOLING = "statistics_pooling"
+
+
+def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
+    """Return the settings of `model` in a form that JSON keeps."""
+    config = model.config
+    settings: dict[str, Any] = {name: getattr(config, name) for name in spec.settings}
+    if spec.front_end is not None or has_statistics_pooling(config):
+        settings[POOLING] = has_statistics_pooling(config)
+    if getattr(config, RESIZES, None):
+        settings[RESIZES] = getattr(config, RESIZES)
+    if getattr(config, LABELS, None):
+        settings[LABELS] = {str(index): label for index, label in config.id2label.items()}
+        settings["problem_type"] = getattr(config, "problem_type", None)
+    return settings
+
+
+def labels_of(settings: dict[str, Any]) -> dict[int, str]:
+    """Return the label names by index, empty where the settings have none."""
+    return {int(index): label for index, label in (settings.get(LABELS) or {}).items()}
+
+
+def set_labels(config: Any, settings: dict[str, Any]) -> None:
+    """Give a model configuration the label names and the problem type of `settings`."""
+    labels = labels_of(settings)
+    if labels:
+        config.id2label = labels
+        config.label2id = {label: index for index, label in labels.items()}
+        config.problem_type = settings.get("problem_type")
+
+
+def has_generic_labels(config: Any) -> bool:
+    """Whether the labels are those that transformers makes up."""
+    return all(label == f"LABEL_{index}" for index, label in (getattr(config, LABELS, None) or {}).items())
+
+
+def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbone) -> None:
+    """Raise ValueError unless the adapter's settings fit the model that it is being put on."""
+    present = read_settings(model, backbone.spec)
+    wanted = {name: settings[name] for name in (*backbone.spec.settings, POOLING) if name in settings}
+    different = {name: value for name, value in wanted.items() if present.get(name, False) != value}
+    if different:
+        raise ValueError(
+            f"The adapter was trained with {_join(different)}, but this {type(model).__name__} has "
+            f"{_join({name: present.get(name, False) for name in different})}. "
+            "AutoPeftModelForAudioClassification.from_pretrained brings the base model to what the adapter needs; "
+            "by hand, use resize_ast or use_statistics_pooling first."
+        )
+    num_labels, model_labels = len(labels_of(settings)), len(labels_of(present))
+    if backbone.head and num_labels and num_labels != model_labels:
+        raise ValueError(
+            f"The adapter was trained with num_labels={num_labels}, but this {type(model).__name__} has "
+            f"num_labels={model_labels}. Load the base model with num_labels={num_labels} and "
+            "ignore_mismatched_sizes=True, or use AutoPeftModelForAudioClassification.from_pretrained."
+        )
+
+
+def _join(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())

@@ -1,0 +1,39 @@
+"""Checks that configurations share: each names the field, the rule and the value received."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def require(holds: bool, field: str, rule: str, value: Any) -> None:
+    """Raise ValueError unless `holds`, saying that `field` must be `rule` and what it was instead."""
+    if not holds:
+        raise ValueError(f"`{field}` must be {rule}, got {value!r}.")
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def require_positive_integer(field: str, value: Any) -> None:
+    require(is_integer(value) and value > 0, field, "a positive integer", value)
+
+
+def require_probability(field: str, value: Any) -> None:
+    require(is_number(value) and 0 <= value < 1, field, "a number in [0, 1)", value)
+
+
+def require_finite_number(field: str, value: Any) -> None:
+    require(is_number(value) and abs(value) < float("inf"), field, "a finite number", value)
+
+
+def require_boolean(field: str, value: Any) -> None:
+    require(isinstance(value, bool), field, "True or False", value)
+
+
+def require_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
+    require(value in choices, field, "one of " + ", ".join(map(repr, choices)), value)
