@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional, Union
 
 import torch
@@ -10,10 +13,12 @@ from peft import PeftConfig, PeftModel
 from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForAudioClassification
+from transformers.utils import logging
 
 from .ast import RESIZES, resize_ast
 from .backbones import resolve
 from .config import EncoderAdapterConfig
+from .layer_weights import MODULE_NAME
 from .pooling import has_statistics_pooling, use_statistics_pooling
 from .settings import POOLING, check_settings, set_labels
 
@@ -101,14 +106,15 @@ def _load_base_model(
         set_labels(model_config, settings)
     if "use_weighted_layer_sum" in settings:
         model_config.use_weighted_layer_sum = settings["use_weighted_layer_sum"]
-    model, info = AutoModelForAudioClassification.from_pretrained(
-        name,
-        config=model_config,
-        revision=revision,
-        ignore_mismatched_sizes=bool(saved_head),
-        output_loading_info=True,
-        **kwargs,
-    )
+    with _quiet():
+        model, info = AutoModelForAudioClassification.from_pretrained(
+            name,
+            config=model_config,
+            revision=revision,
+            ignore_mismatched_sizes=bool(saved_head),
+            output_loading_info=True,
+            **kwargs,
+        )
     _check_loading(info, saved_head, name)
     _restore(model, settings)
     if settings:
@@ -117,12 +123,34 @@ def _load_base_model(
     return model
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # transformers would warn of a head of new size, which the adapter's own replaces; the rest is checked below.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _check_loading(info: dict[str, Any], saved_head: tuple[str, ...], name: str) -> None:
-    # Heads of another size are replaced by the adapter's own; any other tensor would stay random.
-    keys = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
-    wrong = [key for key in keys if not key.startswith(tuple(f"{module}." for module in saved_head))]
-    if wrong:
-        raise ValueError(f"The base model {name!r} does not fit its own configuration: {', '.join(sorted(wrong))}.")
+    replaced = tuple(f"{module}." for module in saved_head) + ("layer_weights",) * (MODULE_NAME in saved_head)
+    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
+    mismatched, missing = (
+        sorted(key for key in keys if not key.startswith(replaced)) for keys in (mismatched, info["missing_keys"])
+    )
+    if mismatched:
+        raise ValueError(
+            f"The base model {name!r} does not fit its own configuration: {', '.join(mismatched)} have other shapes. "
+            "Its files are damaged or not those of this model."
+        )
+    if missing:
+        warnings.warn(
+            f"The checkpoint of the base model {name!r} lacks {', '.join(missing)}, which are left at random values. "
+            "The adapter gives the results it had in training only if training did without them as well.",
+            stacklevel=4,
+        )
 
 
 def _restore(model: nn.Module, settings: dict[str, Any]) -> None:

@@ -105,13 +105,16 @@ class EncoderTunerLayer(nn.Module, BaseTunerLayer):
         prompts = self._active("prompt")
         if not prompts:
             return None
-        hidden_states = self._argument("hidden_states", args, kwargs)
+        # The tokens come first in every attention module, whatever it calls them.
+        tokens_name = self._attention_parameters[0]
+        hidden_states = self._argument(tokens_name, args, kwargs)
         rows = torch.cat([self._prompt_rows(prompt, hidden_states) for prompt in prompts], dim=1)
         with_prompts = torch.cat([rows, hidden_states], dim=1)
         mask = self._argument("attention_mask", args, kwargs)
-        mask = _grow_mask(mask, rows.shape[1], grow_queries=not self._takes_key_value_states)
-        args, kwargs = self._with_argument("attention_mask", mask, args, kwargs)
-        name = "key_value_states" if self._takes_key_value_states else "hidden_states"
+        if mask is not None:
+            mask = _grow_mask(mask, rows.shape[1], grow_queries=not self._takes_key_value_states)
+            args, kwargs = self._with_argument("attention_mask", mask, args, kwargs)
+        name = "key_value_states" if self._takes_key_value_states else tokens_name
         return self._with_argument(name, with_prompts, args, kwargs)
 
     def _adapt_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
@@ -165,13 +168,13 @@ class EncoderTunerLayer(nn.Module, BaseTunerLayer):
         return "key_value_states" in self._attention_parameters
 
     def _argument(self, name: str, args: tuple, kwargs: dict) -> Any:
-        position = self._attention_parameters.index(name)
-        return args[position] if position < len(args) else kwargs.get(name)
+        positional = dict(zip(self._attention_parameters, args))
+        return positional[name] if name in positional else kwargs.get(name)
 
     def _with_argument(self, name: str, value: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        position = self._attention_parameters.index(name)
-        if position < len(args):
-            return (*args[:position], value, *args[position + 1 :]), kwargs
+        positional = dict(zip(self._attention_parameters, args))
+        if name in positional:
+            return tuple({**positional, name: value}.values()), kwargs
         return args, {**kwargs, name: value}
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
@@ -197,11 +200,11 @@ MERGE_REFUSED = (
 )
 
 
-def _grow_mask(mask: Any, num_prompts: int, grow_queries: bool) -> Any:
+def _grow_mask(mask: Any, num_prompts: int, grow_queries: bool) -> torch.Tensor:
     """Let every token attend to `num_prompts` new tokens in front, in a mask of any of transformers' forms.
 
     Args:
-        mask: None; `(batch, keys)` with 1 for a token and 0 for padding; or `(batch, heads, queries, keys)`, boolean
+        mask: `(batch, keys)` with 1 for a token and 0 for padding; or `(batch, heads, queries, keys)`, boolean
             with True for "attends" or additive with 0 for it.
         num_prompts: number of tokens put in front of the keys.
         grow_queries: the prompts are queries as well; their rows attend everywhere, as what they give is thrown away.
@@ -209,8 +212,6 @@ def _grow_mask(mask: Any, num_prompts: int, grow_queries: bool) -> Any:
     Raises:
         ValueError: for a mask of another form.
     """
-    if mask is None:
-        return None
     if not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 4):
         shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ValueError(

@@ -39,7 +39,8 @@ def linear(x, weights, name):
 def self_attention(x, weights, names, heads):
     batch, tokens, width = x.shape
     q, k, v = (
-        linear(x, weights, names[part]).reshape(batch, tokens, heads, -1).permute(0, 2, 1, 3) for part in ("q", "k", "v")
+        linear(x, weights, names[part]).reshape(batch, tokens, heads, -1).permute(0, 2, 1, 3)
+        for part in ("q", "k", "v")
     )
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(width / heads)
     mixed = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)

@@ -132,7 +132,9 @@ def test_hidden_states_have_the_base_models_lengths(backbone, method):
 def test_layers_to_transform(backbone, method, layers, expected):
     model = adapted(backbone, method, layers_to_transform=layers)
     base = BACKBONES[backbone]()
-    wrapped = [isinstance(model.get_submodule(f"base_model.model.{name}"), EncoderTunerLayer) for name in _layers(base)]
+    wrapped = [
+        isinstance(model.get_submodule(f"base_model.model.{name}"), EncoderTunerLayer) for name in _layers(base)
+    ]
     assert {index for index, is_wrapped in enumerate(wrapped) if is_wrapped} == expected
     # Layers below the first adapted one see what they see in the base model, exactly.
     inputs = make_inputs(backbone)

@@ -1,0 +1,130 @@
+"""The table of backbones, and architectures that it does not know."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from tiny import BACKBONES, METHODS, NUM_LAYERS, each_backbone, each_method, make_inputs, randomize
+from torch import nn
+from transformers import PretrainedConfig, WhisperConfig, WhisperForAudioClassification
+
+from peft_audio import EncoderSpec, IPETConfig, register_backbone
+from peft_audio.backbones import BACKBONES as TABLE
+from peft_audio.backbones import resolve
+
+
+@each_backbone
+def test_places_are_found_with_and_without_adapters(backbone):
+    model = BACKBONES[backbone]()
+    before = resolve(model)
+    assert len(before.layer_names) == NUM_LAYERS and before.hidden_size == 32
+    adapted = get_peft_model(model, IPETConfig())
+    assert resolve(model).layer_names == before.layer_names
+    assert adapted.base_model.targeted_module_names == list(before.layer_names)
+
+
+def test_an_unsupported_model_is_told_what_to_do():
+    config = WhisperConfig(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        vocab_size=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        max_source_positions=10,
+    )
+    with pytest.raises(ValueError, match="'whisper'.*audio-spectrogram-transformer, wav2vec2.*register_backbone"):
+        get_peft_model(WhisperForAudioClassification(config), IPETConfig())
+
+
+def test_a_changed_layout_is_told_what_was_looked_for():
+    model = BACKBONES["ast"]()
+    model.audio_spectrogram_transformer.stack = model.audio_spectrogram_transformer.layers
+    del model.audio_spectrogram_transformer.layers
+    with pytest.raises(ValueError, match="`layers` .*'layers', 'encoder.layer' in ASTModel, which has .*stack"):
+        get_peft_model(model, IPETConfig())
+
+
+class Block(nn.Module):
+    """A pre-norm encoder layer written from scratch, whose attention returns a tensor."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm_in, self.norm_mid = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mixer = Mixer(width)
+        self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, tokens):
+        tokens = tokens + self.mixer(self.norm_in(tokens))
+        return tokens + self.narrow(self.wide(self.norm_mid(tokens)).relu())
+
+
+class Mixer(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, hidden_states):
+        scores = self.query(hidden_states) @ self.key(hidden_states).transpose(1, 2)
+        return scores.softmax(-1) @ self.value(hidden_states)
+
+
+class Unheard(nn.Module):
+    """A classifier that no library knows."""
+
+    def __init__(self, width=32):
+        super().__init__()
+        self.config = PretrainedConfig(num_labels=4)
+        self.config.model_type = "unheard-of"
+        self.blocks = nn.ModuleList(Block(width) for _ in range(2))
+        self.out = nn.Linear(width, 4)
+
+    def forward(self, input_values):
+        tokens = input_values
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.out(tokens.mean(1))
+
+
+@pytest.fixture
+def registered():
+    spec = EncoderSpec(
+        layers="blocks",
+        attention="mixer",
+        attention_norm="norm_in",
+        feed_forward_norm="norm_mid",
+        feed_forward="narrow",
+        head=("out",),
+    )
+    register_backbone("unheard-of", spec)
+    yield
+    del TABLE["unheard-of"]
+
+
+@each_method
+def test_a_users_own_architecture(method, registered):
+    model, tokens = Unheard(), torch.randn(2, 6, 32)
+    base = model(tokens)
+    adapted = randomize(get_peft_model(model, METHODS[method]()))
+    output = adapted(tokens)
+    assert not torch.allclose(output, base, atol=1e-4)
+    output.sum().backward()
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+    assert adapted.peft_config["default"].modules_to_save == ["out"]
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(tokens), base)
+
+
+@pytest.mark.parametrize("model_type, spec", [("", EncoderSpec("a", "b", "c", "d")), ("x", "blocks"), (3, None)])
+def test_wrong_rows_are_refused(model_type, spec):
+    with pytest.raises(ValueError, match="must be"):
+        register_backbone(model_type, spec)
+    assert model_type not in TABLE
+
+
+@each_backbone
+def test_inputs_are_what_the_tiny_models_take(backbone):
+    assert BACKBONES[backbone]()(**make_inputs(backbone)).logits.shape == (2, 5)

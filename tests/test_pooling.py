@@ -1,0 +1,100 @@
+"""Statistics pooling against torch's own mean and standard deviation, and IPET's equation for the head."""
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from tiny import (
+    HIDDEN_SIZE,
+    METHODS,
+    NUM_LABELS,
+    make_ast,
+    make_inputs,
+    make_wav2vec2,
+    make_wav2vec2_stable,
+    randomize,
+)
+from transformers import Wav2Vec2Model
+
+from peft_audio import AutoPeftModelForAudioClassification, IPETConfig, use_statistics_pooling
+from peft_audio.pooling import mean_and_std
+
+
+each_norm_style = pytest.mark.parametrize("make_model", [make_wav2vec2, make_wav2vec2_stable])
+
+
+def test_mean_and_std_over_unmasked_frames():
+    frames = torch.randn(3, 7, 4)
+    lengths = [7, 4, 2]
+    mask = torch.tensor([[index < length for index in range(7)] for length in lengths]).float().unsqueeze(-1)
+    actual = mean_and_std(frames, mask)
+    for row, clip, length in zip(actual, frames, lengths):
+        expected = torch.cat([clip[:length].mean(0), clip[:length].std(0, unbiased=True)])
+        torch.testing.assert_close(row, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_one_frame_and_constant_frames_have_zero_deviation_and_finite_gradients():
+    frames = torch.ones(2, 3, 4, requires_grad=True)
+    mask = torch.tensor([[1.0, 0, 0], [1, 1, 1]]).unsqueeze(-1)
+    statistics = mean_and_std(frames, mask)
+    torch.testing.assert_close(statistics[:, 4:], torch.zeros(2, 4), atol=1e-5, rtol=0)
+    statistics.sum().backward()
+    assert frames.grad.isfinite().all()
+
+
+@each_norm_style
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_head_is_ipets(make_model, weighted):
+    model = use_statistics_pooling(make_model(use_weighted_layer_sum=weighted))
+    inputs = make_inputs("wav2vec2")
+    with torch.no_grad():
+        outputs = model(**inputs, output_hidden_states=True)
+        frames = model.wav2vec2(**inputs).last_hidden_state
+        if weighted:
+            frames = torch.stack(outputs.hidden_states).mean(0)  # the weights start equal
+        statistics = torch.cat([frames.mean(1), frames.std(1)], dim=-1)
+        norm, linear = model.classifier
+        centred = statistics - statistics.mean(-1, keepdim=True)
+        normalized = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        expected = (normalized * norm.weight + norm.bias) @ linear.weight.T + linear.bias
+    torch.testing.assert_close(outputs.logits, expected, atol=1e-5, rtol=1e-4)
+    assert linear.weight.shape == (NUM_LABELS, 2 * HIDDEN_SIZE)
+
+
+@each_norm_style
+@pytest.mark.parametrize("positional", [False, True])
+def test_padding_takes_no_part(make_model, positional):
+    model = use_statistics_pooling(make_model()).eval()
+    clips = [torch.randn(800), torch.randn(500)]
+    batch = torch.stack([clips[0], torch.nn.functional.pad(clips[1], (0, 300))])
+    mask = torch.ones(2, 800, dtype=torch.long)
+    mask[1, 500:] = 0
+    together = (model(batch, mask) if positional else model(batch, attention_mask=mask)).logits
+    alone = model(clips[1][None]).logits
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_head_is_trained_saved_and_brought_back(tmp_path):
+    base = make_wav2vec2()
+    base.save_pretrained(tmp_path / "base")
+    model = use_statistics_pooling(type(base).from_pretrained(tmp_path / "base"))
+    model = randomize(get_peft_model(model, METHODS["ipet"]())).eval()
+    assert model.peft_config["default"].modules_to_save == ["classifier"]
+    model.save_pretrained(tmp_path / "adapter")
+    inputs = make_inputs("wav2vec2")
+    again = AutoPeftModelForAudioClassification.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+    by_hand = PeftModel.from_pretrained(use_statistics_pooling(make_wav2vec2()), tmp_path / "adapter")
+    assert torch.equal(by_hand(**inputs).logits, model(**inputs).logits)
+    with pytest.raises(ValueError, match="statistics_pooling=True.*statistics_pooling=False.*use_statistics_pooling"):
+        PeftModel.from_pretrained(make_wav2vec2(), tmp_path / "adapter")
+
+
+def test_wrong_models_are_refused():
+    for model in (make_ast(), make_wav2vec2(Wav2Vec2Model)):
+        with pytest.raises(ValueError, match=type(model).__name__):
+            use_statistics_pooling(model)
+    model = use_statistics_pooling(make_wav2vec2())
+    with pytest.raises(ValueError, match="already"):
+        use_statistics_pooling(model)
+    adapted = get_peft_model(model, IPETConfig())
+    assert adapted(**make_inputs("wav2vec2")).logits.shape == (2, NUM_LABELS)
