@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Optional, Union
 
+import torch
 from torch import nn
 
 
@@ -161,6 +162,11 @@ def locate(layer: nn.Module, spec: EncoderSpec, model_type: str = "") -> LayerMo
         for place in LayerModules._fields
     }
     return LayerModules(**found)
+
+
+def frame_mask(model: nn.Module, num_frames: int, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return which frames of the front end are no padding, `(batch, num_frames)`, from `(batch, samples)`."""
+    return model._get_feature_vector_attention_mask(num_frames, attention_mask)
 
 
 def _find(root: nn.Module, paths: Paths, model_type: str, place: str) -> nn.Module:

@@ -49,9 +49,12 @@ class EncoderAdapterConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType[self.method_name.upper()]
+        for name in ("layers_to_transform", "modules_to_save"):
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))  # what JSON gives back
         self._check_layers_to_transform()
         names = self.modules_to_save
-        is_list_of_names = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)
+        is_list_of_names = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
         require(names is None or is_list_of_names, "modules_to_save", "None or a list of module names", names)
         require_boolean("init_weights", self.init_weights)
         require_boolean("inference_mode", self.inference_mode)
@@ -63,7 +66,7 @@ class EncoderAdapterConfig(PeftConfig):
         rule = "None, an integer or a list of different integers"
         if layers is None or is_integer(layers):
             return
-        is_list = isinstance(layers, (list, tuple)) and all(is_integer(index) for index in layers)
+        is_list = isinstance(layers, list) and all(is_integer(index) for index in layers)
         require(is_list and len(set(layers)) == len(layers), "layers_to_transform", rule, layers)
 
     @property

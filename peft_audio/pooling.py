@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from .backbones import resolve
+from .backbones import frame_mask, resolve
 
 
 # The smallest variance that is told from zero: the square root has no gradient at zero.
@@ -35,13 +35,14 @@ def use_statistics_pooling(model: nn.Module) -> nn.Module:
         )
     if has_statistics_pooling(model.config):
         raise ValueError(f"This {type(model).__name__} pools statistics already.")
-    hidden_size, reference = backbone.hidden_size, model.classifier.weight
+    *_, classifier = backbone.head
+    hidden_size, reference = backbone.hidden_size, getattr(model, classifier).weight
     pooling = StatisticsPooling()
     head = nn.Sequential(nn.LayerNorm(2 * hidden_size), nn.Linear(2 * hidden_size, model.config.num_labels))
     nn.init.normal_(head[1].weight, std=getattr(model.config, "initializer_range", 0.02))
     nn.init.zeros_(head[1].bias)
     setattr(model, name, pooling)
-    model.classifier = head.to(device=reference.device, dtype=reference.dtype)
+    setattr(model, classifier, head.to(device=reference.device, dtype=reference.dtype))
     model.register_forward_pre_hook(pooling.remember_mask, with_kwargs=True)
     model.config.statistics_pooling = True
     return model
@@ -73,8 +74,7 @@ class StatisticsPooling(nn.Module):
             mask = hidden_states.new_ones(1, num_frames, 1)
         else:
             (model, mask), self._frame_mask = self._frame_mask, None
-            mask = model._get_feature_vector_attention_mask(num_frames, mask)
-            mask = mask.unsqueeze(-1).to(hidden_states.dtype)
+            mask = frame_mask(model, num_frames, mask).unsqueeze(-1).to(hidden_states.dtype)
         statistics = mean_and_std(hidden_states, mask)
         return statistics.unsqueeze(1).repeat(1, num_frames, 1)
 

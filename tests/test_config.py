@@ -83,6 +83,11 @@ def test_round_trips(method, tmp_path):
     assert config.peft_type.value == config.peft_type.name
 
 
+def test_tuples_become_lists():
+    config = IPETConfig(layers_to_transform=(), modules_to_save=("classifier",))
+    assert (config.layers_to_transform, config.modules_to_save) == ([], ["classifier"])
+
+
 MISFITS = [
     (make_ast, {"layers_to_transform": 3}, "between -3 and 2"),
     (make_ast, {"layers_to_transform": [-4]}, "between -3 and 2"),

@@ -1,0 +1,28 @@
+"""What PEFT reports of an adapted model."""
+
+import torch
+from peft import get_peft_model
+from tiny import BACKBONES, METHODS, NUM_LAYERS, each_backbone, each_method, trainable
+
+
+@each_backbone
+@each_method
+def test_layer_and_model_status(backbone, method):
+    model = get_peft_model(BACKBONES[backbone](), METHODS[method]())
+    layers = [status for status in model.get_layer_status() if "layers" in status.name]
+    assert len(layers) == NUM_LAYERS
+    assert all(status.enabled and status.active_adapters == ["default"] for status in layers)
+    assert all(set(status.requires_grad.values()) == {True} for status in layers)
+    status = model.get_model_status()
+    assert status.trainable_params == sum(p.numel() for p in trainable(model).values())
+    assert status.available_adapters == ["default"] and status.devices == {"default": ["cpu"]}
+    assert status.base_model_type == type(model.get_base_model()).__name__
+    with model.disable_adapter():
+        assert model.get_model_status().enabled is False
+
+
+@each_backbone
+def test_dtype_and_device_moves_take_the_adapter_along(backbone):
+    model = get_peft_model(BACKBONES[backbone](), METHODS["ipet"]()).to(torch.float64)
+    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float64}
+    assert model.to("meta").get_model_status().devices == {"default": ["meta"]}
