@@ -32,8 +32,9 @@ class ParallelMLPAdapterConfig(EncoderAdapterConfig):
     """Configuration of the adapter in parallel with the feed-forward block.
 
     `y = MLP(LN(B)) + B + s (act(input W_down + b) W_up + b')`, with B the residual stream after attention. Sources:
-    Kim et al., "Integrated parameter-efficient tuning for general-purpose audio models", 2023, eq. 2 (input B); Lin et
-    al., "Adapters for audio spectrogram transformers" (AAT), eq. 3 and 4 (input LN(B), and the spatial adapter).
+    Kim et al., "Integrated parameter-efficient tuning for general-purpose audio models", 2023, eq. 2 (input B); Liang et
+    al., "AAT: adapting audio transformer for various acoustics recognition tasks", 2024, eq. 3 and 4 (input LN(B), and
+    the spatial adapter).
 
     Args:
         bottleneck_dim (`int`): width of the bottleneck (h).
