@@ -55,14 +55,14 @@ def has_generic_labels(config: Any) -> bool:
 def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbone) -> None:
     """Raise ValueError unless the adapter's settings fit the model that it is being put on."""
     present = read_settings(model, backbone.spec)
-    wanted = {name: settings[name] for name in (*backbone.spec.settings, POOLING) if name in settings}
-    different = {name: value for name, value in wanted.items() if present.get(name, False) != value}
+    names = [name for name in (*backbone.spec.settings, POOLING, RESIZES) if name in settings or name in present]
+    # Absent and False are the same: "no such head", "never resized".
+    different = {name for name in names if (settings.get(name) or None) != (present.get(name) or None)}
     if different:
         raise ValueError(
-            f"The adapter was trained with {_join(different)}, but this {type(model).__name__} has "
-            f"{_join({name: present.get(name, False) for name in different})}. "
-            "AutoPeftModelForAudioClassification.from_pretrained brings the base model to what the adapter needs; "
-            "by hand, use resize_ast or use_statistics_pooling first."
+            f"The adapter was trained with {_join(settings, different)}, but this {type(model).__name__} has "
+            f"{_join(present, different)}. AutoPeftModelForAudioClassification.from_pretrained brings the base model "
+            "to what the adapter needs; by hand, use resize_ast or use_statistics_pooling first."
         )
     num_labels, model_labels = len(labels_of(settings)), len(labels_of(present))
     if backbone.head and num_labels and num_labels != model_labels:
@@ -73,5 +73,5 @@ def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbon
         )
 
 
-def _join(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+def _join(settings: dict[str, Any], names: set[str]) -> str:
+    return ", ".join(f"{name}={settings.get(name)!r}" for name in sorted(names))

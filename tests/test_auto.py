@@ -78,9 +78,16 @@ def test_pefts_own_way_gives_label_names_to_a_base_without(base_folder, tmp_path
 
 MISFITS = [
     (lambda folder: load_base(folder, "abc"), r"num_labels=7, but .* num_labels=3"),
-    (lambda folder: resize_ast(load_base(folder), max_length=66), "max_length=166, but .* max_length=66"),
-    (lambda folder: resize_ast(load_base(folder), time_stride=16), "time_stride=10, but .* time_stride=16"),
+    (lambda folder: resize_ast(load_base(folder), max_length=66), "max_length=166, but .*max_length=66"),
+    (lambda folder: resize_ast(load_base(folder), time_stride=16), "time_stride=10, but .*time_stride=16"),
 ]
+
+
+def test_the_same_length_by_another_way_is_refused(base_folder, tmp_path):
+    # Positions that were cut and then interpolated are not those of a single step.
+    train(resize_ast(resize_ast(load_base(base_folder), max_length=66), max_length=96), IPETConfig(), tmp_path / "a")
+    with pytest.raises(ValueError, match="ast_resizes"):
+        PeftModel.from_pretrained(resize_ast(load_base(base_folder), max_length=96), tmp_path / "a")
 
 
 @pytest.mark.parametrize("make_other, message", MISFITS)
