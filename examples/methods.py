@@ -1,0 +1,196 @@
+"""The fine-tuning methods the examples offer, and their options: one row of `METHODS` each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
+from peft_audio.backbones import resolve
+
+
+PROMPT_OPTIONS = ("num_virtual_tokens", "prompt_dropout", "prompt_init")
+ADAPTER_OPTIONS = ("bottleneck_dim", "reduction_factor", "adapter_activation", "scaling", "adapter_dropout")
+SPATIAL_OPTIONS = ("spatial_bottleneck_dim",)
+LAYER_OPTIONS = ("layers_to_transform",)
+LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout")
+
+# Options whose field in the configuration has a name that would say too little on a command line.
+FIELD_NAMES = {"adapter_activation": "activation", "adapter_dropout": "dropout", "lora_r": "r"}
+
+# What the query and value projections are called: most models, AST before transformers 5.10, SEW-D, conformers.
+QUERY_VALUE_NAMES = (("q_proj", "v_proj"), ("query", "value"), ("query_proj", "value_proj"), ("linear_q", "linear_v"))
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one method is set up.
+
+    Args:
+        summary: what trains, in a few words.
+        config_class: its PEFT configuration; None: no adapter, every parameter of the model trains.
+        presets: fields of the configuration that differ from its defaults.
+        options: names of the options in `MethodArguments` that it takes.
+        learning_rate: the one to start from.
+    """
+
+    summary: str
+    config_class: type[PeftConfig] | None
+    presets: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    learning_rate: float = 1e-3
+
+
+IPET_ADAPTER = {"adapter_input": "residual", "activation": "relu", "scaling": 0.1, "dropout": 0.1}
+AAT_ADAPTER = {"adapter_input": "normalized", "activation": "gelu", "scaling": 1.0, "dropout": 0.0}
+AAT_WIDTH = {"reduction_factor": 4}
+
+METHODS = {
+    "full": Method("all parameters", None, learning_rate=1e-4),
+    # A configuration that adapts no layer trains the head alone, and saves it as the other methods do.
+    "linear_probe": Method("the head alone", ParallelMLPAdapterConfig, {"layers_to_transform": []}),
+    "lora": Method(
+        "LoRA on the query and value projections", LoraConfig, {"r": 8, "lora_alpha": 16}, options=LORA_OPTIONS
+    ),
+    "embedding_prompt": Method(
+        "prompts in every layer", EmbeddingPromptConfig, options=PROMPT_OPTIONS + LAYER_OPTIONS
+    ),
+    "parallel_mlp": Method(
+        "IPET's adapter without its prompts",
+        ParallelMLPAdapterConfig,
+        IPET_ADAPTER,
+        ADAPTER_OPTIONS + LAYER_OPTIONS,
+    ),
+    "aat_m": Method(
+        "AAT's adapter beside the feed-forward blocks",
+        ParallelMLPAdapterConfig,
+        AAT_ADAPTER | AAT_WIDTH,
+        ADAPTER_OPTIONS + LAYER_OPTIONS,
+    ),
+    "aat_ms": Method(
+        "AAT's adapters beside the feed-forward blocks and after attention",
+        ParallelMLPAdapterConfig,
+        AAT_ADAPTER | AAT_WIDTH | {"spatial_adapter": True},
+        ADAPTER_OPTIONS + SPATIAL_OPTIONS + LAYER_OPTIONS,
+    ),
+    "joint": Method(
+        "AAT's two adapters and prompts",
+        IPETConfig,
+        AAT_ADAPTER | AAT_WIDTH | {"spatial_adapter": True, "num_virtual_tokens": 12, "prompt_init": "vpt"},
+        PROMPT_OPTIONS + ADAPTER_OPTIONS + SPATIAL_OPTIONS + LAYER_OPTIONS,
+    ),
+    "ipet": Method(
+        "prompts in every layer and an adapter beside the feed-forward blocks",
+        IPETConfig,
+        options=PROMPT_OPTIONS + ADAPTER_OPTIONS + LAYER_OPTIONS,
+    ),
+}
+
+
+@dataclass
+class MethodArguments:
+    """The method and its options. Options left out keep the method's own default."""
+
+    method: str = field(metadata={"help": "What is trained.", "choices": sorted(METHODS)})
+    num_virtual_tokens: int | None = field(default=None, metadata={"help": "Prompts in every layer."})
+    prompt_dropout: float | None = field(default=None, metadata={"help": "Dropout of the prompts."})
+    prompt_init: str | None = field(
+        default=None, metadata={"help": "Start of the prompts.", "choices": ["xavier_uniform", "vpt"]}
+    )
+    bottleneck_dim: int | None = field(default=None, metadata={"help": "Inner width of the adapters."})
+    reduction_factor: int | None = field(
+        default=None, metadata={"help": "Instead of bottleneck_dim: hidden size over inner width."}
+    )
+    adapter_activation: str | None = field(default=None, metadata={"help": "Activation function of the adapters."})
+    scaling: float | None = field(default=None, metadata={"help": "Factor on the adapters' output."})
+    adapter_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the adapters."})
+    spatial_bottleneck_dim: int | None = field(
+        default=None, metadata={"help": "Inner width of the adapters after attention, if another."}
+    )
+    layers_to_transform: list[int] | None = field(
+        default=None, metadata={"help": "The encoder layers to adapt (negative: from the end); all by default."}
+    )
+    lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's scale, as a multiple of 1 / rank."})
+    lora_dropout: float | None = field(default=None, metadata={"help": "Dropout before LoRA's projections."})
+
+    def options(self) -> dict[str, Any]:
+        """The options that were given, by name."""
+        values = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "method"}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if `method` does not exist or does not take one of `options`; the message lists what is."""
+    if method not in METHODS:
+        raise ValueError(f"--method {method} is unknown, choose one of: {', '.join(sorted(METHODS))}.")
+    taken = METHODS[method].options
+    for name in options:
+        if name not in taken:
+            listed = ", ".join(f"--{option}" for option in taken) or "no options"
+            users = ", ".join(other for other, row in METHODS.items() if name in row.options)
+            hint = f"Leave it out, or use a method that takes it: {users}." if users else "It is no option at all."
+            raise ValueError(f"--method {method} does not take --{name}; it takes {listed}. {hint}")
+
+
+def make_config(method: str, **options) -> PeftConfig | None:
+    """The PEFT configuration of `method` with these options; None for "full".
+
+    Raises:
+        ValueError: the method is unknown, or an option is not one of its own or has an unusable value.
+    """
+    check_options(method, options)
+    row = METHODS[method]
+    if row.config_class is None:
+        return None
+    settings = dict(row.presets)
+    if "bottleneck_dim" in options:
+        settings.pop("reduction_factor", None)  # a preset width gives way to the one asked for
+    return row.config_class(**settings | {FIELD_NAMES.get(name, name): value for name, value in options.items()})
+
+
+def apply_method(model: PreTrainedModel, method: str, **options) -> nn.Module:
+    """Sets `model` up to be trained with `method`.
+
+    Args:
+        model: an audio classifier of transformers; it is changed in place.
+        method: a key of `METHODS`.
+        options: options of that method, named as in `MethodArguments`.
+
+    Returns:
+        A `PeftModel` around `model`; for "full" the model itself.
+
+    Raises:
+        ValueError: the method is unknown, or an option is not one of its own or has an unusable value.
+    """
+    config = make_config(method, **options)
+    if config is None:
+        return model.requires_grad_(True)
+    if isinstance(config, LoraConfig):
+        config.target_modules = query_value_names(model)
+        config.modules_to_save = list(resolve(model).head)
+        if hasattr(model, "freeze_feature_encoder"):
+            model.freeze_feature_encoder()  # else its backward pass runs for nothing
+    return get_peft_model(model, config)
+
+
+def method_settings(model: nn.Module, method: str) -> dict[str, Any]:
+    """The values in force for the options of `method`, by option name, of a model that `apply_method` returned."""
+    config = getattr(model, "peft_config", {}).get("default")
+    values = {name: getattr(config, FIELD_NAMES.get(name, name)) for name in METHODS[method].options}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def query_value_names(model: nn.Module) -> list[str]:
+    """What this model calls its query and value projections. Raises `ValueError` where it has none."""
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for pair in QUERY_VALUE_NAMES:
+        if names.issuperset(pair):
+            return list(pair)
+    raise ValueError(
+        f"--method lora found no query and value projections in {type(model).__name__}: its linear layers are called "
+        f"{', '.join(sorted(names))}, looked for {' or '.join(' and '.join(pair) for pair in QUERY_VALUE_NAMES)}."
+    )

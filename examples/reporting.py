@@ -1,0 +1,179 @@
+"""What a finished training run leaves behind: numbers as JSON, the curves as a picture, and the model card."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+
+AUDIO_CLASSIFICATION = "audio-classification"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` so that `path` always holds a complete file: the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def plot_curves(log_history: list[dict], path: Path, metrics: tuple[str, ...] = ("accuracy",)) -> None:
+    """Draws loss and metrics over epochs, from the log history of a Trainer, into the picture at `path`."""
+    from matplotlib.figure import Figure  # with no pyplot there is no display to look for, and no state to clean up
+
+    def curve(name: str) -> tuple[list[float], list[float]]:
+        # A later entry of the same epoch (the evaluation after training) replaces the earlier one.
+        points = {entry["epoch"]: entry[name] for entry in log_history if name in entry}
+        return list(points), list(points.values())
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    loss_axes, metric_axes = figure.subplots(1, 2)
+    loss_axes.plot(*curve("loss"), marker=".", label="training")
+    loss_axes.plot(*curve("eval_loss"), marker=".", label="evaluation")
+    loss_axes.set(xlabel="epoch", ylabel="loss")
+    for name in metrics:
+        metric_axes.plot(*curve(f"eval_{name}"), marker=".", label=name)
+    metric_axes.set(xlabel="epoch", ylabel="evaluation", ylim=(0, 1))
+    for axes in (loss_axes, metric_axes):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+@dataclass
+class CardFacts:
+    """All that a model card says.
+
+    Args:
+        location: the folder or the Hub name the model is loaded from.
+        base_model: what it was trained from: a Hub name or a folder.
+        method: a name of the methods table, and `settings` its options in force.
+        labels: in the order of the model's outputs.
+        sampling_rate: of the input, in Hz.
+        max_length: frames of the input, if the model takes a fixed number of them.
+        resized: whether `max_length` differs from the base model's.
+        results: the content of all_results.json.
+        data: a sentence on the training and test data; `dataset_name` its name on the Hub, if it is there.
+    """
+
+    location: str
+    base_model: str
+    method: str
+    summary: str
+    settings: Mapping[str, Any]
+    labels: list[str]
+    multi_label: bool
+    sampling_rate: int
+    max_length: int | None
+    resized: bool
+    results: Mapping[str, Any]
+    data: str
+    dataset_name: str | None = None
+
+    @property
+    def metrics(self) -> list[str]:
+        return ["map", "micro_f1"] if self.multi_label else ["accuracy", "macro_f1"]
+
+
+def model_card(facts: CardFacts) -> str:
+    """The text of the card, metadata included."""
+    on_hub = not Path(facts.base_model).exists()  # metadata that names a folder makes a push to the Hub fail
+    metadata = ModelCardData(
+        library_name="transformers" if facts.method == "full" else "peft",
+        pipeline_tag=AUDIO_CLASSIFICATION,
+        base_model=facts.base_model if on_hub else None,
+        datasets=[facts.dataset_name] if facts.dataset_name else None,
+        metrics=["accuracy", "f1"] if not facts.multi_label else ["average_precision", "f1"],
+        tags=["audio", "peft-audio", facts.method],
+    )
+    results = facts.results
+    settings = "".join(f"- {name}: {value}\n" for name, value in facts.settings.items())
+    scores = "".join(f"| {name} | {results[f'eval_{name}']:.4f} |\n" for name in facts.metrics)
+    share = 100 * results["trainable_parameters"] / results["total_parameters"]
+    length = f", cut or padded to {facts.max_length} frames of 10 ms" if facts.max_length else ""
+    return f"""---
+{metadata.to_yaml()}
+---
+
+# {Path(facts.location).name}
+
+An audio classifier: `{Path(facts.base_model).name if not on_hub else facts.base_model}` fine-tuned with the method
+`{facts.method}` ({facts.summary}).
+
+## Use
+
+```python
+{snippet(facts)}
+```
+
+- Input: mono audio at {facts.sampling_rate} Hz{length}.
+- Labels ({len(facts.labels)}{", several at a time" if facts.multi_label else ""}): {", ".join(facts.labels)}.
+
+## Training
+
+{facts.data}
+
+{settings}- learning rate: {results["learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
+- trainable parameters: {results["trainable_parameters"]:,} of {results["total_parameters"]:,} ({share:.2f} %)
+- file size: {results["adapter_bytes"] / 1e6:.3f} MB
+
+## Result
+
+| test clips: {results["eval_samples"]} | |
+|---|---|
+{scores}| loss | {results["eval_loss"]:.4f} |
+
+![Loss and metrics by epoch](curves.png)
+"""
+
+
+def snippet(facts: CardFacts) -> str:
+    """Python code that loads the model and classifies a file."""
+    if facts.method == "full":
+        imports = ["from transformers import AutoFeatureExtractor, AutoModelForAudioClassification"]
+        load = ["model = AutoModelForAudioClassification.from_pretrained(location)"]
+    elif facts.method == "lora":  # stock PEFT stores neither the labels nor the input length
+        imports = ["from peft import PeftModel", "from transformers import AutoFeatureExtractor"]
+        imports[1] += ", AutoModelForAudioClassification"
+        imports += ["from peft_audio import resize_ast"] if facts.resized else []
+        load = [
+            f"labels = {facts.labels!r}",
+            "base = AutoModelForAudioClassification.from_pretrained(",
+            f"    {facts.base_model!r}, id2label=dict(enumerate(labels)), ignore_mismatched_sizes=True",
+            ")",
+            *([f"resize_ast(base, max_length={facts.max_length})"] if facts.resized else []),
+            "model = PeftModel.from_pretrained(base, location)",
+        ]
+    else:
+        imports = [
+            "import peft_audio  # tells PEFT about this kind of adapter",
+            "from peft_audio import AutoPeftModelForAudioClassification",
+            "from transformers import AutoFeatureExtractor",
+        ]
+        load = ["model = AutoPeftModelForAudioClassification.from_pretrained(location)"]
+    if facts.multi_label:
+        show = ["for label, score in zip(model.config.id2label.values(), logits.sigmoid()[0].tolist()):"]
+        show += ['    print(f"{score:.2f} {label}")']
+    else:
+        show = ["print(model.config.id2label[logits.argmax(-1).item()])"]
+    return "\n".join(
+        [
+            "import librosa",
+            "import torch",
+            *imports,
+            "",
+            f"location = {facts.location!r}",
+            *load,
+            "model.eval()",
+            "feature_extractor = AutoFeatureExtractor.from_pretrained(location)",
+            "",
+            'waveform, rate = librosa.load("clip.wav", sr=feature_extractor.sampling_rate)',
+            'inputs = feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")',
+            "with torch.no_grad():",
+            "    logits = model(**inputs).logits",
+            *show,
+        ]
+    )
