@@ -56,7 +56,7 @@ OPTIONS = {
     "lora": {"lora_r": 9, "lora_alpha": 18},
     "full": {},
 }
-LEARNING_RATES = {method: [3e-3, 1e-2, 3e-2] for method in OPTIONS} | {"full": [1e-4, 3e-4, 1e-3]}
+LEARNING_RATES = {method: [3e-3, 1e-2, 3e-2] for method in OPTIONS} | {"full": [3e-4, 1e-3, 3e-3]}
 SELECTION_SEED = 0  # whatever --seeds is, so that seeds can be added without choosing learning rates anew
 
 

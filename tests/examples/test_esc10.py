@@ -7,6 +7,7 @@ from esc10 import (
     Arguments,
     Run,
     UsageError,
+    by_run,
     join_settings,
     main,
     make_settings,
