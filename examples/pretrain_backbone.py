@@ -3,7 +3,7 @@
     python examples/pretrain_backbone.py --output_dir examples/assets/ast-tiny-synthetic --seed 0
     python examples/pretrain_backbone.py --output_dir examples/assets/ast-tiny-synthetic --probe DATA_DIR
 
-Pretraining needs no data: every clip is generated (see `synthetic_sounds.py`). The model learns two things
+Pretraining needs no data: every clip is generated (see `synthetic_sounds`). The model learns two things
 at once: to name the source and the temporal pattern of a clip, and to predict summary statistics of its spectrogram
 ("texture statistics"). The second needs far fewer clips: a transformer this small takes long to get anywhere on names
 alone. The backbone is judged, while it trains and when recipes are compared, on generated sources that pretraining
