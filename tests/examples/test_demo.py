@@ -1,0 +1,17 @@
+"""The demonstration, at its smallest."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_it_adapts_saves_and_reloads_with_the_same_predictions():
+    script = Path(__file__).parents[2] / "examples" / "demo.py"
+    command = [sys.executable, str(script), "--epochs", "1", "--clips_per_class", "2"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    for title in ("Linear probe", "Embedding prompt", "Parallel MLP", "IPET", "Full fine-tuning"):
+        assert title in finished.stdout
+    assert "are identical" in finished.stdout and "NOT identical" not in finished.stdout
+    # The new process knew nothing but the adapter's folder.
+    assert "loaded ASTForAudioClassification with IPET and 8 labels" in finished.stdout
