@@ -14,7 +14,6 @@ import hashlib
 import json
 import sys
 import tempfile
-import warnings
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -235,7 +234,6 @@ def train(model_name: str, data_dir: str, settings: Settings, run: Run) -> dict:
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT reads it in every run
     clips, features, feature_extractor = load_data(model_name, data_dir)
     labels = sorted({label for clip in clips for label in clip.labels})
     folds = fold_names(clips)

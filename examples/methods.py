@@ -1,5 +1,6 @@
 """The fine-tuning methods the examples offer, and their options: one row of `METHODS` each."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,6 +12,9 @@ from transformers import PreTrainedModel
 from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
 from peft_audio.backbones import resolve
 
+
+# PEFT reads this attribute of every model it wraps; nobody who runs an example can do anything about it.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
 
 PROMPT_OPTIONS = ("num_virtual_tokens", "prompt_dropout", "prompt_init")
 ADAPTER_OPTIONS = ("bottleneck_dim", "reduction_factor", "adapter_activation", "scaling", "adapter_dropout")
