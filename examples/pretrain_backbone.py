@@ -13,7 +13,6 @@ never sees; real recordings take no part in pretraining.
 whose metadata.csv has the columns file_name, label and fold.
 """
 
-import csv
 import json
 import time
 from dataclasses import dataclass, field
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from audio_data import extract_features
+from clip_table import DataError, read_audiofolder
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
@@ -411,22 +412,17 @@ def read_recordings(data_dir: str, extractor: ASTFeatureExtractor):
     """Inputs (n, 512, 64), labels (n,) and folds (n,) of an audiofolder with folds.
 
     Raises:
-        FileNotFoundError: if there is no metadata.csv.
-        ValueError: if it lacks a column, or a recording has another sampling rate than the extractor.
+        DataError: if the folder or its metadata.csv cannot be used, or there are no folds.
+        BadAudioError: if some recordings cannot be used.
     """
-    import soundfile
-
-    with open(Path(data_dir) / "metadata.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for column in ("file_name", "label", "fold"):
-        if not rows or column not in rows[0]:
-            raise ValueError(f"metadata.csv must have the column `{column}`, got {list(rows[0]) if rows else []}.")
-    inputs = []
-    for row in tqdm(rows, desc="recordings", mininterval=2):
-        waveform, rate = soundfile.read(Path(data_dir) / row["file_name"], dtype="float32")
-        inputs.append(extractor(waveform, sampling_rate=rate, return_tensors="pt").input_values)
-    folds = np.array([int(row["fold"]) for row in rows])
-    return torch.cat(inputs), np.array([row["label"] for row in rows]), folds
+    clips = read_audiofolder(data_dir).clips
+    if any(clip.fold is None for clip in clips):
+        raise DataError(
+            f"{data_dir}: --probe needs a column 'fold' in metadata.csv. Add it; a fold tests, others train."
+        )
+    features, _ = extract_features(clips, extractor)
+    inputs = torch.from_numpy(np.stack([features[clip.name]["input_values"] for clip in clips]))
+    return inputs, np.array([clip.labels[0] for clip in clips]), np.array([clip.fold for clip in clips])
 
 
 def fold_accuracies(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> list[float]:
