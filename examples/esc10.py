@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from audio_data import BadAudioError, FeatureDataset, extract_features
 from clip_table import DataError, read_audiofolder
+from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, method_of, row_of
 from methods import apply_method
 from reporting import write_json
 from rich.console import Console
@@ -46,16 +47,6 @@ from peft_audio.backbones import resolve
 
 BUNDLED_BACKBONE = Path(__file__).parent / "assets" / "ast-tiny-synthetic"
 
-# IPET's two parts alone have the sizes they have in it; the rank gives LoRA about as many parameters as IPET.
-OPTIONS = {
-    "linear_probe": {},
-    "embedding_prompt": {"num_virtual_tokens": 4},
-    "parallel_mlp": {"bottleneck_dim": 16},
-    "ipet": {"num_virtual_tokens": 4, "bottleneck_dim": 16},
-    "lora": {"lora_r": 9, "lora_alpha": 18},
-    "full": {},
-}
-LEARNING_RATES = {method: [3e-3, 1e-2, 3e-2] for method in OPTIONS} | {"full": [3e-4, 1e-3, 3e-3]}
 SELECTION_SEED = 0  # whatever --seeds is, so that seeds can be added without choosing learning rates anew
 
 
@@ -64,7 +55,7 @@ class Arguments:
     output_dir: str = field(metadata={"help": "Where results.json is, or will be."})
     data_dir: str | None = field(default=None, metadata={"help": "ESC-10 as an audiofolder with a column fold."})
     model_name_or_path: str = field(default=str(BUNDLED_BACKBONE), metadata={"help": "The pretrained AST."})
-    methods: list[str] = field(default_factory=lambda: list(OPTIONS), metadata={"choices": list(OPTIONS)})
+    methods: list[str] = field(default_factory=lambda: list(ROWS), metadata={"choices": list(OPTIONS)})
     folds: list[str] = field(default_factory=lambda: list("12345"), metadata={"help": "The folds to test on."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the test runs."})
     epochs: int = field(default=10, metadata={"help": "Epochs of every run."})
@@ -129,19 +120,18 @@ def run_missing(args: Arguments, results: dict | None, path: Path) -> dict:
     results = results or {"settings": settings._asdict(), "runs": []}
     results["settings"] = join_settings(results["settings"], settings, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    total = len(args.folds) * sum(len(settings.learning_rates[name]) + len(args.seeds) for name in args.methods)
+    rows = {row_of(name) for name in args.methods}
+    runs_a_fold = sum(len(settings.learning_rates[row]) for row in rows) + len(args.methods) * len(args.seeds)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with make_executor(args.jobs) as executor, Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("ESC-10", total=total)
+        task = progress.add_task("ESC-10", total=len(args.folds) * runs_a_fold)
         active = {}
         while True:
             finished = by_run(results["runs"])
             ready = [run for run in ready_runs(args, settings, finished) if run not in active.values()]
             for run in ready[: args.jobs - len(active)]:
                 active[executor.submit(train, args.model_name_or_path, args.data_dir, settings, run)] = run
-            wanted = [run for run in finished if run.method in args.methods and run.test_fold in args.folds]
-            done = [run for run in wanted if run.stage == "select" or run.seed in args.seeds]
-            progress.update(task, completed=len(done))
+            progress.update(task, completed=sum(is_wanted(run, args, rows) for run in finished))
             if not active:
                 return results
             for future in wait(active, return_when=FIRST_COMPLETED).done:
@@ -175,7 +165,7 @@ def make_settings(args: Arguments) -> Settings:
         epochs=args.epochs,
         batch_size=args.batch_size,
         options=OPTIONS,
-        learning_rates={method: args.learning_rates or LEARNING_RATES[method] for method in OPTIONS},
+        learning_rates={row: args.learning_rates or LEARNING_RATES[row] for row in ROWS},
     )
 
 
@@ -208,22 +198,29 @@ def by_run(records: list[dict]) -> dict[Run, dict]:
 def ready_runs(args: Arguments, settings: Settings, finished: dict[Run, dict]) -> list[Run]:
     """The runs still to do whose learning rate is known, in order. Test runs wait for the selection on their fold."""
     runs = []
-    for method in args.methods:
+    for name in args.methods:
+        row = row_of(name)
         for fold in args.folds:
-            rates = settings.learning_rates[method]
-            runs += candidates(method, fold, rates)
-            best = best_rate(method, fold, rates, finished)
-            runs += [Run(method, "test", fold, best, seed) for seed in args.seeds if best is not None]
-    return [run for run in runs if run not in finished]
+            rates = settings.learning_rates[row]
+            runs += candidates(row, fold, rates)
+            best = best_rate(row, fold, rates, finished)
+            runs += [Run(name, "test", fold, best, seed) for seed in args.seeds if best is not None]
+    return [run for run in dict.fromkeys(runs) if run not in finished]
 
 
-def candidates(method: str, test_fold: str, rates: list[float]) -> list[Run]:
-    return [Run(method, "select", test_fold, rate, SELECTION_SEED) for rate in rates]
+def is_wanted(run: Run, args: Arguments, rows: set[str]) -> bool:
+    if run.test_fold not in args.folds:
+        return False
+    return run.method in rows if run.stage == "select" else run.method in args.methods and run.seed in args.seeds
 
 
-def best_rate(method: str, test_fold: str, rates: list[float], finished: dict[Run, dict]) -> float | None:
+def candidates(row: str, test_fold: str, rates: list[float]) -> list[Run]:
+    return [Run(row, "select", test_fold, rate, SELECTION_SEED) for rate in rates]
+
+
+def best_rate(row: str, test_fold: str, rates: list[float], finished: dict[Run, dict]) -> float | None:
     """The learning rate of the most accurate candidate (of equals: of lower loss), None while one is missing."""
-    runs = candidates(method, test_fold, rates)
+    runs = candidates(row, test_fold, rates)
     if not all(run in finished for run in runs):
         return None
     return max(runs, key=lambda run: (finished[run]["accuracy"], -finished[run]["loss"])).learning_rate
@@ -244,7 +241,7 @@ def train(model_name: str, data_dir: str, settings: Settings, run: Run) -> dict:
     set_seed(run.seed)
     model = load_model(model_name, labels)
     head = sum(p.numel() for name in resolve(model).head for p in model.get_submodule(name).parameters())
-    model = apply_method(model, run.method, **settings.options[run.method])
+    model = apply_method(model, method_of(run.method), **settings.options[run.method])
     with tempfile.TemporaryDirectory() as folder:
         args = AudioTrainingArguments(
             output_dir=folder,
@@ -289,12 +286,14 @@ def summarize(finished: dict[Run, dict], learning_rates: dict[str, list[float]])
     """Per method the mean accuracy of its test runs, and how it varies: over seeds (of the mean over the folds), and
     over folds (of the mean over the seeds); both as sample standard deviations, None of a single value."""
     summary = {}
-    for method, rates in learning_rates.items():
+    for method in dict.fromkeys([*learning_rates, *(run.method for run in finished)]):
+        row = row_of(method)
         runs = {run: record for run, record in finished.items() if run.method == method}
         tests = [
             record
             for run, record in runs.items()
-            if run.stage == "test" and run.learning_rate == best_rate(method, run.test_fold, rates, runs)
+            if run.stage == "test"
+            and run.learning_rate == best_rate(row, run.test_fold, learning_rates[row], finished)
         ]
         if not tests:
             continue

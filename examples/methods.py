@@ -1,15 +1,23 @@
 """The fine-tuning methods the examples offer, and their options: one row of `METHODS` each."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
+from peft_audio import (
+    BottleneckAdapterConfig,
+    EmbeddingPromptConfig,
+    InputPromptConfig,
+    IPETConfig,
+    ParallelMLPAdapterConfig,
+    TimeFreqConvAdapterConfig,
+)
 from peft_audio.backbones import resolve
 
 
@@ -18,8 +26,11 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
 
 PROMPT_OPTIONS = ("num_virtual_tokens", "prompt_dropout", "prompt_init")
 ADAPTER_OPTIONS = ("bottleneck_dim", "reduction_factor", "adapter_activation", "scaling", "adapter_dropout")
+CONFORMER_OPTIONS = ("bottleneck_dim", "reduction_factor", "conv_kernel", "scaling", "adapter_dropout")
 SPATIAL_OPTIONS = ("spatial_bottleneck_dim",)
 LAYER_OPTIONS = ("layers_to_transform",)
+CONV_OPTIONS = ("attention_kernel", "mlp_kernel")
+SITE_OPTIONS = ("sites", "placement", "residual", "train_layer_norms")
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout")
 
 # Options whose field in the configuration has a name that would say too little on a command line.
@@ -39,6 +50,7 @@ class Method:
         presets: fields of the configuration that differ from its defaults.
         options: names of the options in `MethodArguments` that it takes.
         learning_rate: the one to start from.
+        model_fields: what the configuration needs to know of the model, as fields of it.
     """
 
     summary: str
@@ -46,6 +58,20 @@ class Method:
     presets: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     learning_rate: float = 1e-3
+    model_fields: Callable[[nn.Module], dict[str, Any]] = lambda model: {}
+
+
+def head_of(model: nn.Module) -> dict[str, Any]:
+    return {"modules_to_save": list(resolve(model).head)}
+
+
+def head_and_projections_of(model: nn.Module) -> dict[str, Any]:
+    return {"target_modules": query_value_names(model), **head_of(model)}
+
+
+def head_and_upper_half_of(model: nn.Module) -> dict[str, Any]:
+    backbone = resolve(model)
+    return {"modules_to_save": [*backbone.head, *backbone.layer_names[len(backbone.layer_names) // 2 :]]}
 
 
 IPET_ADAPTER = {"adapter_input": "residual", "activation": "relu", "scaling": 0.1, "dropout": 0.1}
@@ -56,8 +82,29 @@ METHODS = {
     "full": Method("all parameters", None, learning_rate=1e-4),
     # A configuration that adapts no layer trains the head alone, and saves it as the other methods do.
     "linear_probe": Method("the head alone", ParallelMLPAdapterConfig, {"layers_to_transform": []}),
+    "partial": Method(
+        "the head and the upper half of the encoder layers",
+        ParallelMLPAdapterConfig,
+        {"layers_to_transform": []},
+        learning_rate=1e-4,
+        model_fields=head_and_upper_half_of,
+    ),
+    # LoRA's configuration can train all biases, and needs no projections to do it.
+    "bitfit": Method(
+        "the head and all biases",
+        LoraConfig,
+        {"target_modules": DUMMY_TARGET_MODULES, "bias": "all"},
+        model_fields=head_of,
+    ),
     "lora": Method(
-        "LoRA on the query and value projections", LoraConfig, {"r": 8, "lora_alpha": 16}, options=LORA_OPTIONS
+        "LoRA on the query and value projections",
+        LoraConfig,
+        {"r": 8, "lora_alpha": 16},
+        options=LORA_OPTIONS,
+        model_fields=head_and_projections_of,
+    ),
+    "input_prompt": Method(
+        "values on the border of the model's input", InputPromptConfig, options=("prompt_size",), learning_rate=1e-2
     ),
     "embedding_prompt": Method(
         "prompts in every layer", EmbeddingPromptConfig, options=PROMPT_OPTIONS + LAYER_OPTIONS
@@ -67,6 +114,22 @@ METHODS = {
         ParallelMLPAdapterConfig,
         IPET_ADAPTER,
         ADAPTER_OPTIONS + LAYER_OPTIONS,
+    ),
+    "time_freq_conv": Method(
+        "LoAA's convolutions over time and frequency, beside attention and the feed-forward blocks",
+        TimeFreqConvAdapterConfig,
+        options=ADAPTER_OPTIONS + CONV_OPTIONS + LAYER_OPTIONS,
+    ),
+    "bottleneck": Method(
+        "bottleneck adapters beside or behind the blocks",
+        BottleneckAdapterConfig,
+        options=ADAPTER_OPTIONS + SITE_OPTIONS + LAYER_OPTIONS,
+    ),
+    "conformer": Method(
+        "Conformer adapters beside or behind the blocks",
+        BottleneckAdapterConfig,
+        {"block": "conformer"},
+        CONFORMER_OPTIONS + SITE_OPTIONS + LAYER_OPTIONS,
     ),
     "aat_m": Method(
         "AAT's adapter beside the feed-forward blocks",
@@ -117,6 +180,20 @@ class MethodArguments:
     layers_to_transform: list[int] | None = field(
         default=None, metadata={"help": "The encoder layers to adapt (negative: from the end); all by default."}
     )
+    attention_kernel: str | None = field(
+        default=None, metadata={"help": "Convolution beside attention: FREQUENCYxTIME (1x3), auto or none."}
+    )
+    mlp_kernel: str | None = field(default=None, metadata={"help": "The same beside the feed-forward blocks."})
+    sites: list[str] | None = field(
+        default=None, metadata={"help": "Blocks with an adapter.", "choices": ["attention", "mlp"]}
+    )
+    placement: str | None = field(
+        default=None, metadata={"help": "Beside the blocks or behind them.", "choices": ["parallel", "sequential"]}
+    )
+    residual: bool | None = field(default=None, metadata={"help": "Add the adapter's input to its output."})
+    train_layer_norms: bool | None = field(default=None, metadata={"help": "Train the norms before those blocks too."})
+    conv_kernel: int | None = field(default=None, metadata={"help": "Taps of the Conformer's convolution."})
+    prompt_size: int | None = field(default=None, metadata={"help": "Width of the border of an input prompt."})
     lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA."})
     lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's scale, as a multiple of 1 / rank."})
     lora_dropout: float | None = field(default=None, metadata={"help": "Dropout before LoRA's projections."})
@@ -153,7 +230,14 @@ def make_config(method: str, **options) -> PeftConfig | None:
     settings = dict(row.presets)
     if "bottleneck_dim" in options:
         settings.pop("reduction_factor", None)  # a preset width gives way to the one asked for
-    return row.config_class(**settings | {FIELD_NAMES.get(name, name): value for name, value in options.items()})
+    return row.config_class(**settings | {FIELD_NAMES.get(name, name): parse(name, options[name]) for name in options})
+
+
+def parse(option: str, value: Any) -> Any:
+    """The value of a field of the configuration, from that of the option on the command line."""
+    if option not in CONV_OPTIONS or not isinstance(value, str) or value == "auto":
+        return value
+    return None if value == "none" else tuple(int(size) if size.isdigit() else size for size in value.split("x"))
 
 
 def apply_method(model: PreTrainedModel, method: str, **options) -> nn.Module:
@@ -173,11 +257,10 @@ def apply_method(model: PreTrainedModel, method: str, **options) -> nn.Module:
     config = make_config(method, **options)
     if config is None:
         return model.requires_grad_(True)
-    if isinstance(config, LoraConfig):
-        config.target_modules = query_value_names(model)
-        config.modules_to_save = list(resolve(model).head)
-        if hasattr(model, "freeze_feature_encoder"):
-            model.freeze_feature_encoder()  # else its backward pass runs for nothing
+    for name, value in METHODS[method].model_fields(model).items():
+        setattr(config, name, value)
+    if isinstance(config, LoraConfig) and hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()  # else its backward pass runs for nothing
     return get_peft_model(model, config)
 
 

@@ -7,9 +7,12 @@ Importing the package registers its tuner types, so `get_peft_model`, `PeftModel
 from .ast import resize_ast
 from .auto import AutoPeftModelForAudioClassification
 from .backbones import EncoderSpec, register_backbone, supported_backbones
+from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
 from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
+from .methods.input_prompt import InputPromptConfig, InputPromptModel
 from .methods.ipet import IPETConfig, IPETModel
 from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
+from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .pooling import use_statistics_pooling
 
 
@@ -17,13 +20,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoPeftModelForAudioClassification",
+    "BottleneckAdapterConfig",
+    "BottleneckAdapterModel",
     "EmbeddingPromptConfig",
     "EmbeddingPromptModel",
     "EncoderSpec",
     "IPETConfig",
     "IPETModel",
+    "InputPromptConfig",
+    "InputPromptModel",
     "ParallelMLPAdapterConfig",
     "ParallelMLPAdapterModel",
+    "TimeFreqConvAdapterConfig",
+    "TimeFreqConvAdapterModel",
     "register_backbone",
     "resize_ast",
     "supported_backbones",

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Optional, Union
 import torch
 from torch import nn
 
+from .positions import BIAS_POSITIONS, CONFORMER_POSITIONS, DISENTANGLED_POSITIONS, PositionRule
+
 
 Paths = Union[str, tuple[str, ...]]
 
@@ -19,16 +21,24 @@ class EncoderSpec:
 
     Args:
         layers: the `ModuleList` of encoder layers, from the model without its head.
-        attention: the self-attention module, from an encoder layer.
+        attention: the self-attention module, from an encoder layer. Its first argument is the tokens.
         feed_forward_norm: the norm directly before the feed-forward block, from an encoder layer. Its input is the
             residual stream B after attention, its output LN(B).
         feed_forward: the module whose output is the feed-forward block's, from an encoder layer.
         attention_norm: the norm before attention, from an encoder layer; None in post-norm layers.
+        attention_output: the module whose output is the attention block's, from an encoder layer; None where that is
+            `attention` itself.
         head: the modules of the classification head, from the model; those that a model lacks are left out.
         layer_weights: the parameter that weighs the hidden states, from the model, where the type has one.
         frame_projection: the head's module that sees every frame before mean pooling, where the type has one.
         front_end: the feature encoder in front of the transformer, from the model without its head, where there is one
             that can be frozen with `_freeze_parameters()`.
+        patch_projection: the convolution that cuts the input into patches, from the model without its head: its output
+            `(batch, d, rows, columns)` is the grid of the last tokens. None: the tokens are one row of time.
+        positions: how positions that attention is told grow with prompts, where it is told any.
+        input: the module that the model's input enters, from the model without its head; None: no input prompts.
+        input_shape: from the model's configuration, the shape of one input without the batch, None for a length that
+            varies: `(length,)`, `(rows, columns)` or `(channels, rows, columns)`.
         settings: names of fields of the model's configuration that an adapter's checkpoint brings back on loading.
     """
 
@@ -37,10 +47,15 @@ class EncoderSpec:
     feed_forward_norm: Paths
     feed_forward: Paths
     attention_norm: Optional[Paths] = None
+    attention_output: Optional[Paths] = None
     head: tuple[str, ...] = ("classifier",)
     layer_weights: Optional[str] = None
     frame_projection: Optional[str] = None
     front_end: Optional[Paths] = None
+    patch_projection: Optional[Paths] = None
+    positions: Optional[PositionRule] = None
+    input: Optional[Paths] = None
+    input_shape: Callable[[Any], tuple[Optional[int], ...]] = lambda config: (None,)
     settings: tuple[str, ...] = ()
 
 
@@ -49,13 +64,26 @@ class LayerModules(NamedTuple):
 
     attention: nn.Module
     attention_norm: Optional[nn.Module]
+    attention_output: nn.Module
     feed_forward_norm: nn.Module
     feed_forward: nn.Module
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model with its places found. `layer_names` are the encoder layers' paths, `head` its head modules' paths."""
+    """A model with its places found.
+
+    Attributes:
+        layer_names: the encoder layers' paths.
+        hidden_size: width d of the tokens.
+        patch_size: where the model has one.
+        head: its head modules' paths.
+        input_shape: shape of one input, see `EncoderSpec`.
+        trunk: the model without its head.
+        first_layer: the modules of the first encoder layer.
+        front_end, patch_projection, position_source: modules, where the architecture has them.
+        input_name: path of the module that the input enters, None where the table names none.
+    """
 
     model_type: str
     spec: EncoderSpec
@@ -63,21 +91,47 @@ class Backbone:
     hidden_size: int
     patch_size: Optional[int]
     head: tuple[str, ...]
+    input_shape: tuple[Optional[int], ...]
+    input_name: Optional[str]
+    trunk: nn.Module = field(repr=False)
+    first_layer: LayerModules = field(repr=False)
     front_end: Optional[nn.Module] = field(repr=False, default=None)
+    patch_projection: Optional[nn.Module] = field(repr=False, default=None)
+    position_source: Optional[nn.Module] = field(repr=False, default=None)
 
 
 SpecOrRule = Union[EncoderSpec, Callable[[Any], EncoderSpec]]
 
-_AST = EncoderSpec(
+
+def _image_shape(config: Any) -> tuple[int, ...]:
+    size = config.image_size
+    return (config.num_channels, *((size, size) if isinstance(size, int) else size))
+
+
+_PATCHES = EncoderSpec(
     layers=("layers", "encoder.layer"),
     attention="attention",
     attention_norm="layernorm_before",
     feed_forward_norm="layernorm_after",
     feed_forward=("mlp", "output.dense"),
+    patch_projection="embeddings.patch_embeddings.projection",
+    input="embeddings",
+)
+
+_AST = replace(
+    _PATCHES,
+    input_shape=lambda config: (config.max_length, config.num_mel_bins),
     settings=("max_length", "num_mel_bins", "time_stride", "frequency_stride"),
 )
 
-_WAV2VEC2 = EncoderSpec(
+_IMAGE = replace(
+    _PATCHES,
+    input_shape=_image_shape,
+    head=("classifier", "cls_classifier", "distillation_classifier"),
+    settings=("image_size",),
+)
+
+_FRAMES = EncoderSpec(
     layers="encoder.layers",
     attention="attention",
     feed_forward_norm="layer_norm",
@@ -85,20 +139,76 @@ _WAV2VEC2 = EncoderSpec(
     head=("projector", "classifier"),
     layer_weights="layer_weights",
     frame_projection="projector",
-    front_end="feature_extractor",
     settings=("use_weighted_layer_sum",),
 )
 
-_WAV2VEC2_STABLE_LAYER_NORM = replace(_WAV2VEC2, attention_norm="layer_norm", feed_forward_norm="final_layer_norm")
+_WAV2VEC2 = replace(_FRAMES, front_end="feature_extractor", input="feature_extractor")
+
+_STABLE_LAYER_NORM = {"attention_norm": "layer_norm", "feed_forward_norm": "final_layer_norm"}
+
+_WAVLM = replace(_WAV2VEC2, positions=BIAS_POSITIONS)
+
+_SEW_D = replace(
+    _WAV2VEC2,
+    layers="encoder.encoder.layer",
+    attention="attention.self",
+    attention_output="attention.output.dense",
+    feed_forward_norm="attention.output.LayerNorm",
+    feed_forward="output.dense",
+    positions=DISENTANGLED_POSITIONS,
+)
+
+_CONFORMER = replace(
+    _WAV2VEC2,
+    attention="self_attn",
+    attention_norm="self_attn_layer_norm",
+    feed_forward_norm="ffn2_layer_norm",
+    feed_forward="ffn2",
+)
+
+_WAV2VEC2_BERT = replace(
+    _CONFORMER,
+    front_end=None,
+    input="feature_projection",
+    input_shape=lambda config: (None, config.feature_projection_input_dim),
+)
+
+_WHISPER = replace(
+    _FRAMES,
+    layers=("encoder.layers", "layers"),
+    attention="self_attn",
+    attention_norm="self_attn_layer_norm",
+    feed_forward_norm="final_layer_norm",
+    feed_forward="fc2",
+    input=("encoder.conv1", "conv1"),
+    input_shape=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
+)
 
 
-def _wav2vec2(config: Any) -> EncoderSpec:
-    return _WAV2VEC2_STABLE_LAYER_NORM if config.do_stable_layer_norm else _WAV2VEC2
+def _either_norm(spec: EncoderSpec) -> SpecOrRule:
+    return lambda config: replace(spec, **_STABLE_LAYER_NORM) if config.do_stable_layer_norm else spec
+
+
+def _with_relative_positions(spec: EncoderSpec) -> SpecOrRule:
+    told = ("relative", "rotary")  # the others are worked out inside attention
+    return lambda config: replace(spec, positions=CONFORMER_POSITIONS if config.position_embeddings_type in told else None)
 
 
 BACKBONES: dict[str, SpecOrRule] = {
     "audio-spectrogram-transformer": _AST,
-    "wav2vec2": _wav2vec2,
+    "data2vec-audio": _WAV2VEC2,
+    "deit": _IMAGE,
+    "hubert": _either_norm(_WAV2VEC2),
+    "sew": _WAV2VEC2,
+    "sew-d": _SEW_D,
+    "unispeech": _either_norm(_WAV2VEC2),
+    "unispeech-sat": _either_norm(_WAV2VEC2),
+    "vit": _IMAGE,
+    "wav2vec2": _either_norm(_WAV2VEC2),
+    "wav2vec2-bert": _with_relative_positions(_WAV2VEC2_BERT),
+    "wav2vec2-conformer": _with_relative_positions(_CONFORMER),
+    "wavlm": _either_norm(_WAVLM),
+    "whisper": _WHISPER,
 }
 
 
@@ -143,6 +253,8 @@ def resolve(model: nn.Module) -> Backbone:
     layers = _find(trunk, spec.layers, model_type, "layers")
     names = {id(module): name for name, module in model.named_modules()}
     first = locate(layers[0], spec, model_type)
+    input_module = _find_optional(trunk, spec.input, model_type, "input")
+    source = None if spec.positions is None else spec.positions.source
     return Backbone(
         model_type=model_type,
         spec=spec,
@@ -150,7 +262,13 @@ def resolve(model: nn.Module) -> Backbone:
         hidden_size=first.feed_forward_norm.weight.shape[-1],
         patch_size=getattr(model.config, "patch_size", None),
         head=tuple(name for name in spec.head if _has_parameters(model, name)),
-        front_end=None if spec.front_end is None else _find(trunk, spec.front_end, model_type, "front_end"),
+        input_shape=tuple(spec.input_shape(model.config)),
+        input_name=None if input_module is None else names[id(input_module)],
+        trunk=trunk,
+        first_layer=first,
+        front_end=_find_optional(trunk, spec.front_end, model_type, "front_end"),
+        patch_projection=_find_optional(trunk, spec.patch_projection, model_type, "patch_projection"),
+        position_source=_find_optional(trunk, source, model_type, "positions.source"),
     )
 
 
@@ -158,9 +276,10 @@ def locate(layer: nn.Module, spec: EncoderSpec, model_type: str = "") -> LayerMo
     """Find the modules of one encoder layer (of its base layer, if adapters wrap it already)."""
     base_layer = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
     found = {
-        place: None if getattr(spec, place) is None else _find(base_layer, getattr(spec, place), model_type, place)
-        for place in LayerModules._fields
+        place: _find_optional(base_layer, getattr(spec, place), model_type, place) for place in LayerModules._fields
     }
+    if spec.attention_output is None:
+        found["attention_output"] = found["attention"]
     return LayerModules(**found)
 
 
@@ -182,8 +301,14 @@ def _find(root: nn.Module, paths: Paths, model_type: str, place: str) -> nn.Modu
     )
 
 
+def _find_optional(root: nn.Module, paths: Optional[Paths], model_type: str, place: str) -> Optional[nn.Module]:
+    return None if paths is None else _find(root, paths, model_type, place)
+
+
 def _get(root: nn.Module, path: str) -> Optional[nn.Module]:
     for name in path.split("."):
+        if not hasattr(root, name) and hasattr(root, "get_base_layer"):
+            root = root.get_base_layer()  # an encoder layer with adapters around it
         root = getattr(root, name, None)
         if root is None:
             return None

@@ -6,11 +6,26 @@ import inspect
 from typing import Any, NamedTuple, Optional
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .backbones import LayerModules
-from .modules import EmbeddingPrompt
+from .backbones import Backbone, LayerModules
+from .masks import grow_mask, real_tokens
+from .modules import EmbeddingPrompt, TokenLayout
+from .tuner_layer import HookedTunerLayer, first_tensor, with_first
+
+
+class Wiring(NamedTuple):
+    """How an adapter is connected to a block of the layer, with h what the block reads and z what it gives.
+
+    Attributes:
+        input: what the adapter reads: "normalized" for h, "residual" for h before its norm, "output" for z.
+        shortcut: add the adapter's own input to what it gives.
+        replace: the adapter's output takes the place of z; else it is added to z.
+    """
+
+    input: str = "normalized"
+    shortcut: bool = False
+    replace: bool = False
 
 
 class AdapterParts(NamedTuple):
@@ -18,70 +33,65 @@ class AdapterParts(NamedTuple):
 
     Attributes:
         prompt: tokens that take part in the layer's attention, as keys and values only.
-        attention_adapter: `f` in `z + f(z)`, with z the output of attention.
-        mlp_adapter: `f` in `MLP(LN(B)) + f(...)`, beside the feed-forward block.
-        mlp_adapter_input: what `mlp_adapter` reads: "residual" for B, "normalized" for LN(B).
+        attention_norm: the layer's norm before attention, with weights of the adapter's own.
+        attention_adapter: connected to the attention block as `attention_wiring` says.
+        mlp_norm: the norm before the feed-forward block, with weights of the adapter's own.
+        mlp_adapter: connected to the feed-forward block as `mlp_wiring` says.
     """
 
     prompt: Optional[EmbeddingPrompt] = None
+    attention_norm: Optional[nn.Module] = None
     attention_adapter: Optional[nn.Module] = None
+    mlp_norm: Optional[nn.Module] = None
     mlp_adapter: Optional[nn.Module] = None
-    mlp_adapter_input: str = "normalized"
+    attention_wiring: Wiring = Wiring()
+    mlp_wiring: Wiring = Wiring()
 
 
-# The parts that hold parameters, in the order in which they act.
-PARTS = ("prompt", "attention_adapter", "mlp_adapter")
+PARTS = ("prompt", "attention_norm", "attention_adapter", "mlp_norm", "mlp_adapter")
 
 
-class EncoderTunerLayer(nn.Module, BaseTunerLayer):
+class BlockInput(NamedTuple):
+    """What a block reads, before (`residual`) and after its norm, `(batch, tokens, hidden_size)` both."""
+
+    residual: torch.Tensor
+    normalized: torch.Tensor
+
+
+class EncoderTunerLayer(HookedTunerLayer):
     """Wraps one encoder layer and adapts it through hooks on the modules inside.
 
-    The parameters of part P of adapter A are found under `<prefix>P.A`. Active adapters add up: their prompts stand
-    side by side, the outputs of their other parts are summed.
+    Active adapters add up: their prompts stand side by side, the outputs of their other parts are summed.
 
     Args:
         base_layer: the encoder layer.
         modules: its modules that the hooks go on.
+        backbone: the model that it is part of.
         prefix: prefix of the tuner type, which PEFT recognises its parameters by.
     """
 
-    other_param_names = ("mlp_adapter_input",)
+    parts = PARTS
+    other_param_names = ("attention_wiring", "mlp_wiring")
 
-    def __init__(self, base_layer: nn.Module, modules: LayerModules, prefix: str) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.prefix = prefix
-        self.adapter_layer_names = tuple(prefix + part for part in PARTS)
-        for name in self.adapter_layer_names:
-            self.add_module(name, nn.ModuleDict())
-        self.mlp_adapter_input: dict[str, str] = {}
-        self._active_adapter = []
-        self.merged_adapters = []
-        self._mlp_adapter_output: Optional[torch.Tensor] = None
+    def __init__(self, base_layer: nn.Module, modules: LayerModules, backbone: Backbone, prefix: str) -> None:
+        super().__init__(base_layer, prefix)
+        self.attention_wiring: dict[str, Wiring] = {}
+        self.mlp_wiring: dict[str, Wiring] = {}
+        self._positions = backbone.spec.positions
         self._attention_parameters = tuple(inspect.signature(modules.attention.forward).parameters)
         # Kept in a tuple so that they are not registered a second time, as children of this layer.
-        self._attention_norm = (modules.attention_norm,)
-        self._hooks = (
-            modules.attention.register_forward_pre_hook(self._insert_prompts, with_kwargs=True),
-            modules.attention.register_forward_hook(self._adapt_attention),
-            modules.feed_forward_norm.register_forward_hook(self._run_mlp_adapters),
-            modules.feed_forward.register_forward_hook(self._add_mlp_adapters),
-        )
+        self._foreign_modules = (modules.attention_norm, backbone.position_source)
+        self._grid: Optional[tuple[int, int]] = None
+        self._mask: Optional[torch.Tensor] = None
+        self._attention_residual: Optional[torch.Tensor] = None
+        self._attention_input: Optional[BlockInput] = None
+        self._mlp_input: Optional[BlockInput] = None
+        self._hooks = tuple(self._attach(modules, backbone.patch_projection))
 
-    def update_layer(self, adapter_name: str, parts: AdapterParts, inference_mode: bool = False) -> None:
-        """Take in a new adapter; it becomes the active one if there was none."""
-        for part in PARTS:
-            module = getattr(parts, part)
-            if module is not None:
-                self._part(part)[adapter_name] = module
-        self.mlp_adapter_input[adapter_name] = parts.mlp_adapter_input
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters or [adapter_name], inference_mode=inference_mode)
-
-    def remove_hooks(self) -> None:
-        """Give the base layer back as it was."""
-        for hook in self._hooks:
-            hook.remove()
+    def update_layer(self, adapter_name: str, modules: AdapterParts, inference_mode: bool = False) -> None:
+        self.attention_wiring[adapter_name] = modules.attention_wiring
+        self.mlp_wiring[adapter_name] = modules.mlp_wiring
+        super().update_layer(adapter_name, modules, inference_mode)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the base layer, `(batch, tokens, hidden_size)` to the same shape, with what the hooks add to it."""
@@ -101,67 +111,129 @@ class EncoderTunerLayer(nn.Module, BaseTunerLayer):
 
     # ---- hooks, in the order in which they run -------------------------------------------------------------------
 
-    def _insert_prompts(self, module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple[tuple, dict]]:
-        prompts = self._active("prompt")
+    def _attach(self, modules: LayerModules, patch_projection: Optional[nn.Module]):
+        if patch_projection is not None:
+            yield patch_projection.register_forward_hook(self._remember_grid)
+        if modules.attention_norm is not None:
+            yield modules.attention_norm.register_forward_hook(self._normalize_attention_input)
+        yield modules.attention.register_forward_pre_hook(self._enter_attention, with_kwargs=True)
+        yield modules.attention.register_forward_hook(self._leave_attention)
+        yield modules.attention_output.register_forward_hook(self._adapt_attention)
+        yield modules.feed_forward_norm.register_forward_hook(self._normalize_mlp_input)
+        yield modules.feed_forward.register_forward_hook(self._adapt_mlp)
+
+    def _remember_grid(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        self._grid = (output.shape[-2], output.shape[-1])
+
+    def _normalize_attention_input(
+        self, module: nn.Module, args: tuple, output: torch.Tensor
+    ) -> Optional[torch.Tensor]:
+        if self.active("attention_adapter"):
+            self._attention_residual = args[0]
+        return self._own_norm("attention_norm", args[0])
+
+    def _enter_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple[tuple, dict]]:
+        # The tokens come first in every attention module, whatever it calls them.
+        tokens = self._argument(self._attention_parameters[0], args, kwargs)
+        mask = self._argument("attention_mask", args, kwargs)
+        if self.active("attention_adapter") or self.active("mlp_adapter"):
+            self._mask = mask
+        if self.active("attention_adapter"):
+            residual = tokens if self._attention_residual is None else self._attention_residual
+            self._attention_input, self._attention_residual = BlockInput(residual, tokens), None
+        prompts = self.active("prompt")
         if not prompts:
             return None
-        # The tokens come first in every attention module, whatever it calls them.
-        tokens_name = self._attention_parameters[0]
-        hidden_states = self._argument(tokens_name, args, kwargs)
-        rows = torch.cat([self._prompt_rows(prompt, hidden_states) for prompt in prompts], dim=1)
-        with_prompts = torch.cat([rows, hidden_states], dim=1)
-        mask = self._argument("attention_mask", args, kwargs)
-        if mask is not None:
-            mask = _grow_mask(mask, rows.shape[1], grow_queries=not self._takes_key_value_states)
-            args, kwargs = self._with_argument("attention_mask", mask, args, kwargs)
-        name = "key_value_states" if self._takes_key_value_states else tokens_name
-        return self._with_argument(name, with_prompts, args, kwargs)
+        rows = torch.cat([self._prompt_rows(prompt, tokens) for _, prompt in prompts], dim=1)
+        changed = self._with_prompts(tokens, rows, mask, dict(zip(self._attention_parameters, args)) | kwargs)
+        for name, value in changed.items():
+            args, kwargs = self._with_argument(name, value, args, kwargs)
+        return args, kwargs
+
+    def _leave_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        num_prompts = sum(prompt.num_tokens for _, prompt in self.active("prompt"))
+        if num_prompts == 0 or self._takes_key_value_states:
+            return None
+        output = with_first(output, first_tensor(output)[:, num_prompts:])
+        has_more = self._positions is not None and self._positions.crop is not None
+        return self._positions.crop(output, num_prompts) if has_more else output
 
     def _adapt_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        prompts, adapters = self._active("prompt"), self._active("attention_adapter")
-        if not (prompts or adapters):
+        block_input, self._attention_input = self._attention_input, None
+        if block_input is None:
             return None
-        hidden_states = output[0] if isinstance(output, tuple) else output
-        if prompts and not self._takes_key_value_states:
-            hidden_states = hidden_states[:, sum(prompt.num_tokens for _, prompt in prompts) :]
-        adapted = hidden_states
-        for _, adapter in adapters:
-            adapted = adapted + adapter(hidden_states)
-        return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
+        return with_first(output, self._adapt("attention", block_input, first_tensor(output)))
 
-    def _run_mlp_adapters(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        adapters = self._active("mlp_adapter")
-        if not adapters:
-            return
-        inputs = {"residual": args[0], "normalized": output}
-        outputs = [adapter(inputs[self.mlp_adapter_input[name]]) for name, adapter in adapters]
-        self._mlp_adapter_output = sum(outputs[1:], start=outputs[0])
+    def _normalize_mlp_input(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
+        own = self._own_norm("mlp_norm", args[0])
+        if self.active("mlp_adapter"):
+            self._mlp_input = BlockInput(args[0], output if own is None else own)
+        return own
 
-    def _add_mlp_adapters(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
-        if self._mlp_adapter_output is None:
+    def _adapt_mlp(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
+        block_input, self._mlp_input = self._mlp_input, None
+        return None if block_input is None else self._adapt("mlp", block_input, output)
+
+    # ---- adapters and norms --------------------------------------------------------------------------------------
+
+    def _adapt(self, block: str, block_input: BlockInput, output: torch.Tensor) -> torch.Tensor:
+        adapters, wirings = self.active(f"{block}_adapter"), getattr(self, f"{block}_wiring")
+        replacing = [name for name, _ in adapters if wirings[name].replace]
+        if replacing and len(adapters) > 1:
+            raise ValueError(
+                f"Adapter {replacing[0]!r} takes the place of the output of every {block} block (placement='sequential' "
+                f"without residual), so no other can be active with it, got {[name for name, _ in adapters]}. Activate "
+                "one at a time."
+            )
+        neighbours_matter = any(adapter.reads_neighbours for _, adapter in adapters)
+        layout = self._layout(output.shape[1]) if neighbours_matter else None
+        sources = {"output": output, **block_input._asdict()}
+        adapted = None if replacing else output
+        for name, adapter in adapters:
+            wiring = wirings[name]
+            added = adapter(sources[wiring.input], layout)
+            adapted = added if adapted is None else adapted + added
+            if wiring.shortcut:
+                adapted = adapted + sources[wiring.input]
+        return adapted
+
+    def _layout(self, num_tokens: int) -> TokenLayout:
+        return TokenLayout(self._grid or (1, num_tokens), real_tokens(self._mask))
+
+    def _own_norm(self, part: str, hidden_states: torch.Tensor) -> Optional[torch.Tensor]:
+        norms = self.active(part)
+        if not norms:
             return None
-        output, self._mlp_adapter_output = output + self._mlp_adapter_output, None
-        return output
+        if len(norms) > 1:
+            names = [name for name, _ in norms]
+            raise ValueError(f"Only one active adapter can bring layer norms of its own, got {names}. Activate one.")
+        ((_, norm),) = norms
+        return norm(hidden_states.to(norm.weight.dtype)).to(hidden_states.dtype)
 
-    # ---- helpers -------------------------------------------------------------------------------------------------
+    # ---- prompts -------------------------------------------------------------------------------------------------
 
-    def _part(self, part: str) -> nn.ModuleDict:
-        return getattr(self, self.prefix + part)
-
-    def _active(self, part: str) -> list[tuple[str, nn.Module]]:
-        if self.disable_adapters:
-            return []
-        modules = self._part(part)
-        return [(name, modules[name]) for name in self.active_adapters if name in modules]
-
-    def _prompt_rows(self, prompt: tuple[str, EmbeddingPrompt], hidden_states: torch.Tensor) -> torch.Tensor:
-        batch_size = hidden_states.shape[0]
-        rows = prompt[1](batch_size).to(hidden_states.dtype)
-        (norm,) = self._attention_norm
+    def _prompt_rows(self, prompt: EmbeddingPrompt, tokens: torch.Tensor) -> torch.Tensor:
+        rows = prompt(tokens.shape[0]).to(tokens.dtype)
+        norm, _ = self._foreign_modules
         if norm is not None:
-            # Attention's input arrives normalised in pre-norm layers, the prompt does not.
-            rows = norm(rows).to(hidden_states.dtype)
-        return rows.expand(batch_size, -1, -1)
+            # Attention's input arrives normalised in pre-norm layers, the prompt does not. Not by a call, which would
+            # run the hooks that take the norm's input for the layer's.
+            own = self._own_norm("attention_norm", rows)
+            rows = (norm.forward(rows) if own is None else own).to(tokens.dtype)
+        return rows.expand(tokens.shape[0], -1, -1)
+
+    def _with_prompts(self, tokens: torch.Tensor, rows: torch.Tensor, mask: Any, arguments: dict) -> dict[str, Any]:
+        """Return the arguments of attention that prompts change."""
+        num_prompts = rows.shape[1]
+        attended = torch.cat([rows, tokens], dim=1)
+        only_keys = self._takes_key_value_states
+        changed = {"key_value_states" if only_keys else self._attention_parameters[0]: attended}
+        if mask is not None:
+            changed["attention_mask"] = grow_mask(mask, num_prompts, grow_queries=not only_keys)
+        if self._positions is not None:
+            _, source = self._foreign_modules
+            changed |= self._positions.grow(source, attended, num_prompts, arguments)
+        return changed
 
     @property
     def _takes_key_value_states(self) -> bool:
@@ -176,50 +248,3 @@ class EncoderTunerLayer(nn.Module, BaseTunerLayer):
         if name in positional:
             return tuple({**positional, name: value}.values()), kwargs
         return args, {**kwargs, name: value}
-
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
-        # PEFT looks for `.weight`, which an encoder layer has not. Quantised weights are no floats, norms always are.
-        for parameter in base_layer.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
-        return None, None
-
-    def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
-        raise ValueError(MERGE_REFUSED)
-
-    def unmerge(self) -> None:
-        """Nothing to do: adapters of this kind are never merged."""
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return False
-
-
-MERGE_REFUSED = (
-    "These adapters cannot be merged into the base model: prompts and non-linear blocks are not a change of its "
-    "weights. Use the model as it is, or `unload()` to get the base model back."
-)
-
-
-def _grow_mask(mask: Any, num_prompts: int, grow_queries: bool) -> torch.Tensor:
-    """Let every token attend to `num_prompts` new tokens in front, in a mask of any of transformers' forms.
-
-    Args:
-        mask: `(batch, keys)` with 1 for a token and 0 for padding; or `(batch, heads, queries, keys)`, boolean
-            with True for "attends" or additive with 0 for it.
-        num_prompts: number of tokens put in front of the keys.
-        grow_queries: the prompts are queries as well; their rows attend everywhere, as what they give is thrown away.
-
-    Raises:
-        ValueError: for a mask of another form.
-    """
-    if not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 4):
-        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise ValueError(
-            "Prompts need an attention mask of shape (batch, keys) or (batch, heads, queries, keys), got "
-            f"{shape}. Load the model with attn_implementation='sdpa' or 'eager'."
-        )
-    attends = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
-    mask = nn.functional.pad(mask, (num_prompts, 0), value=attends)
-    if mask.dim() == 4 and grow_queries:
-        mask = nn.functional.pad(mask, (0, 0, num_prompts, 0), value=attends)
-    return mask

@@ -12,12 +12,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from .backbones import Backbone, locate, resolve
+from .backbones import Backbone, LayerModules, locate, resolve
 from .checkpoint import check_tensors
 from .config import EncoderAdapterConfig
-from .layer import MERGE_REFUSED, PARTS, AdapterParts, EncoderTunerLayer
+from .layer import AdapterParts, EncoderTunerLayer
 from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
 from .settings import check_settings, has_generic_labels, read_settings, set_labels
+from .tuner_layer import MERGE_REFUSED, HookedTunerLayer
 
 
 class EncoderTuner(BaseTuner):
@@ -33,16 +34,38 @@ class EncoderTuner(BaseTuner):
         ValueError: if the configuration does not fit the model; the model is unchanged then.
     """
 
-    tuner_layer_cls = EncoderTunerLayer
+    tuner_layer_cls: type[HookedTunerLayer] = EncoderTunerLayer
     target_module_mapping: dict[str, list[str]] = {}
 
-    def build_parts(self, config: EncoderAdapterConfig, backbone: Backbone) -> AdapterParts:
-        """Return fresh modules for one encoder layer.
+    def build_parts(self, config: EncoderAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+        """Return fresh modules for one encoder layer, whose own are `modules`.
 
         Raises:
             ValueError: if the configuration does not fit the backbone.
         """
         return AdapterParts()
+
+    def target_names(self, config: EncoderAdapterConfig, backbone: Backbone) -> list[str]:
+        """Return the paths of the modules that get a tuner layer: the encoder layers that `config` selects.
+
+        Raises:
+            ValueError: if the configuration does not fit the backbone.
+        """
+        return [backbone.layer_names[index] for index in config.selected_layers(len(backbone.layer_names))]
+
+    def add_to(self, target: nn.Module, config: EncoderAdapterConfig, adapter_name: str) -> nn.Module:
+        """Return `target` with the adapter on it, in a tuner layer."""
+        modules = locate(target, self._backbone.spec)
+        if not isinstance(target, EncoderTunerLayer):
+            target = EncoderTunerLayer(target, modules, self._backbone, self.prefix)
+        parts = self.build_parts(config, self._backbone, modules)
+        target.update_layer(adapter_name, parts, config.inference_mode)
+        return target
+
+    def check_fit(self, config: EncoderAdapterConfig, backbone: Backbone) -> None:
+        """Raise ValueError if the configuration does not fit the backbone. Changes nothing."""
+        with torch.device("meta"):
+            self.build_parts(config, backbone, backbone.first_layer)
 
     # ---- injection -----------------------------------------------------------------------------------------------
 
@@ -57,20 +80,19 @@ class EncoderTuner(BaseTuner):
         """See `BaseTuner.inject_adapter`. `state_dict` is not needed: the configuration says which layers to adapt."""
         # A copy: what is filled in below belongs to this model, and the caller may use the configuration for another.
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
-        _check_adapter_name(adapter_name, model, self.prefix)
+        _check_adapter_name(adapter_name, model, self.prefix, self.tuner_layer_cls.parts)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         self._freeze_front_end(resolve(model))
 
     def _prepare_adapter_config(self, peft_config: EncoderAdapterConfig, model_config: dict) -> EncoderAdapterConfig:
         backbone = resolve(self.model)
-        layers = [backbone.layer_names[index] for index in peft_config.selected_layers(len(backbone.layer_names))]
-        with torch.device("meta"):
-            self.build_parts(peft_config, backbone)  # raises what does not fit, before anything is changed
+        targets = self.target_names(peft_config, backbone)
+        self.check_fit(peft_config, backbone)
         if peft_config.base_settings is not None:
             check_settings(peft_config.base_settings, self.model, backbone)
         modules_to_save = self._modules_to_save(peft_config, backbone)
 
-        self._targets = set(layers)
+        self._targets = set(targets)
         self._backbone = backbone
         peft_config.modules_to_save = modules_to_save
         if peft_config.base_settings is not None and has_generic_labels(self.model.config):
@@ -110,14 +132,15 @@ class EncoderTuner(BaseTuner):
         current_key: str,
         parameter_name: Optional[str] = None,
     ) -> None:
-        if not isinstance(target, EncoderTunerLayer):
-            target = EncoderTunerLayer(target, locate(target, self._backbone.spec), self.prefix)
-            setattr(parent, target_name, target)
-        target.update_layer(adapter_name, self.build_parts(peft_config, self._backbone), peft_config.inference_mode)
+        adapted = self.add_to(target, peft_config, adapter_name)
+        if adapted is not target:
+            setattr(parent, target_name, adapted)
 
     def _freeze_front_end(self, backbone: Backbone) -> None:
         # A frozen feature encoder still marks its input as requiring a gradient, and so runs its backward pass.
         front_end = backbone.front_end
+        if isinstance(front_end, HookedTunerLayer):
+            front_end = front_end.get_base_layer()
         if front_end is not None and not any(parameter.requires_grad for parameter in front_end.parameters()):
             front_end._freeze_parameters()
 
@@ -127,7 +150,7 @@ class EncoderTuner(BaseTuner):
         raise ValueError(MERGE_REFUSED)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, EncoderTunerLayer):
+        if isinstance(child, HookedTunerLayer):
             child.remove_hooks()
         if isinstance(new_module, LayerWeights):
             remove_layer_weights(parent, parent._layer_weights_swap, new_module)
@@ -153,13 +176,16 @@ class EncoderTuner(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """Name a tensor `layers.N.<part>.<tensor>`, whatever the backbone calls its encoder layers."""
-        pattern = rf"(base_model\.model\.)?.*?(\d+)\.{cls.prefix}({'|'.join(PARTS)})\.{re.escape(adapter_name)}\.(.+)"
+        """Name a tensor `layers.N.<part>.<tensor>`, whatever the backbone calls its encoder layers, or, where it is
+        not a layer that is wrapped, `input.<part>.<tensor>`."""
+        parts = "|".join(cls.tuner_layer_cls.parts)
+        pattern = rf"(base_model\.model\.)?(?:.*?\.)?(\w+)\.{cls.prefix}({parts})\.{re.escape(adapter_name)}\.(.+)"
         match = re.fullmatch(pattern, key)
         if match is None:
             return super()._remove_adapter_name_from_key(key, adapter_name)
-        root, index, part, tensor = match.groups()
-        return f"{root or ''}layers.{index}.{part}.{tensor}"
+        root, place, part, tensor = match.groups()
+        place = f"layers.{place}" if place.isdigit() else "input"
+        return f"{root or ''}{place}.{part}.{tensor}"
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -185,13 +211,13 @@ class EncoderTuner(BaseTuner):
         yield
 
 
-def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str) -> None:
+def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts: tuple[str, ...]) -> None:
     segments = {segment for name, _ in model.named_parameters() for segment in name.split(".")[:-1]}
     adapters = {name for module in model.modules() for name in getattr(module, "_adapters", ())}
     for layer in model.modules():
-        if isinstance(layer, EncoderTunerLayer):
+        if isinstance(layer, HookedTunerLayer):
             adapters.update(layer._all_available_adapter_names())
-    reserved = (segments - adapters) | set(PARTS) | {prefix + part for part in PARTS}
+    reserved = (segments - adapters) | set(parts) | {prefix + part for part in parts}
     if adapter_name in reserved:
         raise ValueError(
             f"`adapter_name` must differ from the names of the model's modules, got {adapter_name!r}: PEFT could not "

@@ -24,7 +24,8 @@ from tiny import (
 )
 
 from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
-from peft_audio.layer import PARTS, EncoderTunerLayer, _grow_mask
+from peft_audio.layer import PARTS, EncoderTunerLayer
+from peft_audio.masks import grow_mask as _grow_mask
 
 
 LABELS = torch.tensor([0, 3])

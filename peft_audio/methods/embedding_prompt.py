@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..backbones import Backbone
+from ..backbones import Backbone, LayerModules
 from ..config import EncoderAdapterConfig
 from ..layer import AdapterParts
 from ..model import EncoderTuner
@@ -55,11 +55,11 @@ class EmbeddingPromptModel(EncoderTuner):
 
     prefix = "embedding_prompt_"
 
-    def build_parts(self, config: EmbeddingPromptConfig, backbone: Backbone) -> AdapterParts:
+    def build_parts(self, config: EmbeddingPromptConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
         prompt = EmbeddingPrompt(
             config.num_virtual_tokens, backbone.hidden_size, _bound(config, backbone), config.prompt_dropout
         )
-        return super().build_parts(config, backbone)._replace(prompt=prompt)
+        return super().build_parts(config, backbone, modules)._replace(prompt=prompt)
 
 
 def _bound(config: EmbeddingPromptConfig, backbone: Backbone) -> float:

@@ -1,0 +1,54 @@
+"""Attention masks in transformers' forms: letting prompts in, and telling tokens from padding."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import nn
+
+
+def grow_mask(mask: Any, num_prompts: int, grow_queries: bool) -> torch.Tensor:
+    """Let every token attend to `num_prompts` new tokens in front.
+
+    Args:
+        mask: `(batch, keys)` with 1 for a token and 0 for padding; or `(batch, heads, queries or 1, keys)`, boolean or
+            integer with 1 for "attends", or additive with 0 for it.
+        num_prompts: number of tokens put in front of the keys.
+        grow_queries: the prompts are queries as well; their rows attend everywhere, as what they give is thrown away.
+
+    Raises:
+        ValueError: for a mask of another form.
+    """
+    _check(mask)
+    attends = 0 if _is_additive(mask) else 1
+    mask = nn.functional.pad(mask, (num_prompts, 0), value=attends)
+    if mask.dim() == 4 and mask.shape[2] > 1 and grow_queries:
+        mask = nn.functional.pad(mask, (0, 0, num_prompts, 0), value=attends)
+    return mask
+
+
+def real_tokens(mask: Any) -> Optional[torch.Tensor]:
+    """Return `(batch, tokens)`, True for tokens and False for padding, from a mask as in `grow_mask` or None.
+
+    Raises:
+        ValueError: for a mask of another form.
+    """
+    if mask is None:
+        return None
+    _check(mask)
+    keys = mask if mask.dim() == 2 else mask[:, 0, 0]  # padding is hidden from all queries alike
+    return keys == 0 if _is_additive(mask) else keys != 0
+
+
+def _is_additive(mask: torch.Tensor) -> bool:
+    return mask.dim() == 4 and mask.is_floating_point()
+
+
+def _check(mask: Any) -> None:
+    if not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 4):
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(
+            "Prompts and convolutions need an attention mask of shape (batch, keys) or (batch, heads, queries, keys), "
+            f"got {shape}. Load the model with attn_implementation='sdpa' or 'eager'."
+        )

@@ -1,0 +1,128 @@
+"""Bottleneck and Conformer adapters at every site and placement (Pfeiffer, Houlsby; parallel, sequential)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Optional, Union
+
+from torch import nn
+
+from ..backbones import Backbone, LayerModules
+from ..layer import AdapterParts, Wiring
+from ..model import EncoderTuner
+from ..modules import Bottleneck, ConformerBlock
+from ..registry import register_method
+from ..validation import require, require_boolean, require_choice, require_positive_integer
+from .bottleneck_fields import BottleneckFields
+
+
+BLOCKS = ("bottleneck", "conformer")
+SITES = ("attention", "mlp")
+PLACEMENTS = ("parallel", "sequential")
+ACTIVATION, CONV_KERNEL = "gelu", 8
+# What each site's norm is called among an encoder layer's modules.
+NORMS = {"attention": "attention_norm", "mlp": "feed_forward_norm"}
+
+
+@dataclass
+class BottleneckAdapterConfig(BottleneckFields):
+    """Configuration of adapters beside or behind the blocks of an encoder layer.
+
+    With h what a block reads, z what it gives and A the adapter: z + A(h) in parallel (z + h + A(h) with residual), and
+    z + A(z) in sequence (A(z) without residual). Source: Cappellazzo et al., "Parameter-efficient transfer learning of
+    audio spectrogram transformers", 2023; sites after Pfeiffer et al. 2021 ("mlp") and Houlsby et al. 2019 (both).
+
+    Args:
+        block (`str`): "bottleneck", or "conformer": the Conformer's convolution module over the sequence of tokens.
+        sites (`tuple[str]`): "mlp", "attention" or both.
+        placement (`str`): "parallel" or "sequential".
+        residual (`bool`, *optional*): None as the paper advises: off in parallel, on in sequence.
+        conv_kernel (`int`): taps of the Conformer's depthwise convolution.
+        train_layer_norms (`bool`): train the layer norms in front of the adapted blocks as well. Post-norm layers have
+            none in front of attention.
+        bottleneck_dim, reduction_factor, activation, scaling, dropout: see `BottleneckFields`. The Conformer has an
+            activation of its own (SiLU).
+
+    Raises:
+        ValueError: when made with a value that breaks a rule; for `train_layer_norms` on a model that has no such norm.
+    """
+
+    activation: str = ACTIVATION
+    block: str = field(default="bottleneck", metadata={"help": "'bottleneck' or 'conformer'."})
+    sites: Union[tuple[str, ...], list[str]] = field(
+        default=("mlp",), metadata={"help": "'mlp' (Pfeiffer), 'attention', or both (Houlsby)."}
+    )
+    placement: str = field(default="parallel", metadata={"help": "'parallel' or 'sequential'."})
+    residual: Optional[bool] = field(
+        default=None, metadata={"help": "None: off in parallel, on in sequence, as the paper advises."}
+    )
+    conv_kernel: int = field(default=CONV_KERNEL, metadata={"help": "Taps of the Conformer's convolution."})
+    train_layer_norms: bool = field(
+        default=False, metadata={"help": "Train the layer norms in front of the adapted blocks as well."}
+    )
+
+    method_name: ClassVar[str] = "bottleneck_adapter"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("block", self.block, BLOCKS)
+        is_sequence = isinstance(self.sites, (tuple, list))
+        known = is_sequence and len(set(self.sites)) == len(self.sites) > 0 and set(self.sites) <= set(SITES)
+        require(known, "sites", "a tuple of 'mlp', 'attention' or both", self.sites)
+        self.sites = tuple(self.sites)  # JSON gives back a list
+        require_choice("placement", self.placement, PLACEMENTS)
+        if self.residual is not None:
+            require_boolean("residual", self.residual)
+        require_positive_integer("conv_kernel", self.conv_kernel)
+        require_boolean("train_layer_norms", self.train_layer_norms)
+        if self.block == "conformer":
+            rule = f"left at {ACTIVATION!r} with block='conformer', which has an activation of its own (SiLU)"
+            require(self.activation == ACTIVATION, "activation", rule, self.activation)
+        else:
+            rule = f"left at {CONV_KERNEL} with block='bottleneck', which has no convolution"
+            require(self.conv_kernel == CONV_KERNEL, "conv_kernel", rule, self.conv_kernel)
+
+    def wiring(self) -> Wiring:
+        """Return how the adapters are connected to their blocks."""
+        parallel = self.placement == "parallel"
+        residual = not parallel if self.residual is None else self.residual
+        return Wiring("normalized", shortcut=residual) if parallel else Wiring("output", replace=not residual)
+
+
+class BottleneckAdapterModel(EncoderTuner):
+    """Puts bottleneck or Conformer adapters on a backbone; see `BottleneckAdapterConfig`."""
+
+    prefix = "bottleneck_adapter_"
+
+    def build_parts(self, config: BottleneckAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+        parts = super().build_parts(config, backbone, modules)
+        for site in config.sites:
+            adapter = _adapter(config, backbone)
+            parts = parts._replace(**{f"{site}_adapter": adapter, f"{site}_wiring": config.wiring()})
+        if config.train_layer_norms:
+            norms = {site: getattr(modules, NORMS[site]) for site in config.sites}
+            parts = parts._replace(**{f"{site}_norm": _own_norm(norm) for site, norm in norms.items() if norm is not None})
+            some = parts.attention_norm is not None or parts.mlp_norm is not None
+            rule = f"False for sites {config.sites} on {backbone.model_type}, which has no norm in front of attention"
+            require(some, "train_layer_norms", rule, config.train_layer_norms)
+        return parts
+
+
+def _adapter(config: BottleneckAdapterConfig, backbone: Backbone) -> nn.Module:
+    sizes = (backbone.hidden_size, config.width(backbone.hidden_size))
+    shared = {"scaling": config.scaling, "dropout": config.dropout, "init_weights": config.init_weights}
+    if config.block == "conformer":
+        return ConformerBlock(*sizes, kernel=config.conv_kernel, **shared)
+    return Bottleneck(*sizes, config.make_activation(), **shared)
+
+
+def _own_norm(norm: nn.Module) -> nn.LayerNorm:
+    """Return a layer norm that starts with the weights of the frozen one."""
+    is_layer_norm = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine
+    require(is_layer_norm, "train_layer_norms", "False for norms that are no layer norm with weights", norm)
+    own = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, bias=norm.bias is not None)
+    own.load_state_dict(norm.state_dict())
+    return own
+
+
+register_method(BottleneckAdapterConfig, BottleneckAdapterModel)

@@ -1,0 +1,75 @@
+"""Input prompts: learnable values on the border of the spectrogram or at the ends of the waveform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import nn
+
+from ..backbones import Backbone
+from ..config import EncoderAdapterConfig
+from ..input_layer import InputParts, InputTunerLayer
+from ..model import EncoderTuner
+from ..modules import InputPrompt
+from ..registry import register_method
+from ..validation import require, require_positive_integer
+
+
+@dataclass
+class InputPromptConfig(EncoderAdapterConfig):
+    """Configuration of input prompts.
+
+    Learnable values are added to the border of the model's input, after the feature extractor's normalisation. On
+    inputs of fixed size (AST, Whisper, images) the border has `prompt_size` rows and columns on every side. Where the
+    length varies (waveforms, wav2vec2-bert) it is the first and last `prompt_size` samples or frames of every clip. The
+    values start at zero. Source: the baseline IP of Kim et al., "Integrated parameter-efficient tuning for
+    general-purpose audio models", 2023.
+
+    Args:
+        prompt_size (`int`): width p of the border.
+
+    Raises:
+        ValueError: when made with a value that breaks a rule; on a model whose input is not wider than two borders.
+    """
+
+    prompt_size: int = field(default=10, metadata={"help": "Rows and columns of the border, or samples at each end."})
+
+    method_name: ClassVar[str] = "input_prompt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive_integer("prompt_size", self.prompt_size)
+        rule = "None: an input prompt belongs to the model's input, not to encoder layers"
+        require(self.layers_to_transform is None, "layers_to_transform", rule, self.layers_to_transform)
+
+
+class InputPromptModel(EncoderTuner):
+    """Puts prompts on a backbone's input; see `InputPromptConfig`."""
+
+    prefix = "input_prompt_"
+    tuner_layer_cls = InputTunerLayer
+
+    def target_names(self, config: InputPromptConfig, backbone: Backbone) -> list[str]:
+        return [backbone.input_name]
+
+    def check_fit(self, config: InputPromptConfig, backbone: Backbone) -> None:
+        if backbone.input_name is None:
+            raise ValueError(
+                f"Input prompts need the module that the input of {backbone.model_type} enters. Register it: "
+                "EncoderSpec(..., input=path, input_shape=...)."
+            )
+        bordered = backbone.input_shape[-2:]
+        if None not in bordered:
+            rule = f"at most half of the input's height and width {bordered} on this {backbone.model_type}"
+            require(2 * config.prompt_size <= min(bordered), "prompt_size", rule, config.prompt_size)
+
+    def add_to(self, target: nn.Module, config: InputPromptConfig, adapter_name: str) -> nn.Module:
+        if not isinstance(target, InputTunerLayer):
+            target = InputTunerLayer(target, self._backbone.trunk, self._backbone, self.prefix)
+        prompt = InputPrompt(self._backbone.input_shape, config.prompt_size, config.init_weights)
+        target.update_layer(adapter_name, InputParts(prompt), config.inference_mode)
+        return target
+
+
+register_method(InputPromptConfig, InputPromptModel)

@@ -1,0 +1,122 @@
+"""Convolutional adapters over time and frequency (LoAA)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Optional, Union
+
+from ..backbones import Backbone, LayerModules
+from ..layer import AdapterParts, Wiring
+from ..model import EncoderTuner
+from ..modules import Bottleneck
+from ..registry import register_method
+from ..validation import is_integer, require, require_boolean, require_choice
+from .bottleneck_fields import ADAPTER_INPUTS, BottleneckFields
+
+
+Kernel = tuple[int, int]
+TIME, FREQUENCY = (1, 3), (3, 1)
+
+
+@dataclass
+class TimeFreqConvAdapterConfig(BottleneckFields):
+    """Configuration of bottlenecks of two convolutions over the grid of tokens.
+
+    `Block(h) + f(h U_down) U_up`, with U_down and U_up convolutions of one kernel over (frequency, time) and h what the
+    block reads. On an AST the grid is that of the patches, on a vision transformer (rows, columns), on waveform models
+    one row of time. Special tokens are no part of the grid: the kernel's centre tap acts on them. Source: "LoAA: low-rank
+    audio adapter", eq. 2; there the best are (1, 3) beside attention and (3, 1) beside the feed-forward block.
+
+    Args:
+        attention_kernel (`"auto"`, `tuple[int, int]` or `None`): taps along (frequency, time) of the adapter beside
+            attention, odd numbers; None for no adapter there. "auto" is (1, 3).
+        mlp_kernel (`"auto"`, `tuple[int, int]` or `None`): the same beside the feed-forward block. "auto" is (3, 1), and
+            (1, 3) on backbones without a frequency axis.
+        use_bias (`bool`): give the convolutions biases.
+        adapter_input (`str`): "normalized" for what the block reads, or "residual" for that before its norm.
+        bottleneck_dim, reduction_factor, activation, scaling, dropout: see `BottleneckFields`.
+
+    Raises:
+        ValueError: when made with a value that breaks a rule; on a model without a frequency axis, for a kernel that
+            extends along it.
+    """
+
+    bottleneck_dim: int = 36
+    activation: str = "gelu"
+    attention_kernel: Optional[Union[str, Kernel]] = field(
+        default="auto", metadata={"help": "Taps along (frequency, time) beside attention, 'auto' or None."}
+    )
+    mlp_kernel: Optional[Union[str, Kernel]] = field(
+        default="auto", metadata={"help": "Taps along (frequency, time) beside the feed-forward, 'auto' or None."}
+    )
+    use_bias: bool = field(default=False, metadata={"help": "Give the convolutions biases."})
+    adapter_input: str = field(
+        default="normalized", metadata={"help": "'normalized' (the block's input) or 'residual' (before its norm)."}
+    )
+
+    method_name: ClassVar[str] = "time_freq_conv_adapter"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("attention_kernel", "mlp_kernel"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, tuple(getattr(self, name)))  # what JSON gives back
+            _check_kernel(name, getattr(self, name))
+        some = self.attention_kernel is not None or self.mlp_kernel is not None
+        require(some, "mlp_kernel", "a kernel where `attention_kernel` is None", self.mlp_kernel)
+        require_boolean("use_bias", self.use_bias)
+        require_choice("adapter_input", self.adapter_input, ADAPTER_INPUTS)
+
+    def kernels(self, backbone: Backbone) -> dict[str, Optional[Kernel]]:
+        """Return the kernels of the "attention" and the "mlp" adapter on this backbone.
+
+        Raises:
+            ValueError: if a kernel extends along a frequency axis that the backbone has not.
+        """
+        has_frequency = backbone.patch_projection is not None
+        automatic = {"attention": TIME, "mlp": FREQUENCY if has_frequency else TIME}
+        chosen = {"attention": self.attention_kernel, "mlp": self.mlp_kernel}
+        for block, kernel in chosen.items():
+            if kernel == "auto":
+                chosen[block] = automatic[block]
+            elif kernel is not None and kernel[0] > 1:
+                rule = f"(1, time) on {backbone.model_type}, whose tokens are frames of time without a frequency axis"
+                require(has_frequency, f"{block}_kernel", rule, kernel)
+        return chosen
+
+
+def _check_kernel(name: str, kernel: Any) -> None:
+    is_pair = isinstance(kernel, tuple) and len(kernel) == 2
+    is_odd = is_pair and all(is_integer(size) and size > 0 and size % 2 == 1 for size in kernel)
+    rule = "'auto', None or a pair of odd positive integers (frequency, time)"
+    require(kernel is None or kernel == "auto" or is_odd, name, rule, kernel)
+
+
+class TimeFreqConvAdapterModel(EncoderTuner):
+    """Puts convolutional adapters on a backbone; see `TimeFreqConvAdapterConfig`."""
+
+    prefix = "time_freq_conv_adapter_"
+
+    def build_parts(self, config: TimeFreqConvAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+        parts, wiring = super().build_parts(config, backbone, modules), Wiring(config.adapter_input)
+        for block, kernel in config.kernels(backbone).items():
+            if kernel is not None:
+                adapter = _adapter(config, backbone, kernel)
+                parts = parts._replace(**{f"{block}_adapter": adapter, f"{block}_wiring": wiring})
+        return parts
+
+
+def _adapter(config: TimeFreqConvAdapterConfig, backbone: Backbone, kernel: Kernel) -> Bottleneck:
+    return Bottleneck(
+        backbone.hidden_size,
+        config.width(backbone.hidden_size),
+        config.make_activation(),
+        kernel=kernel,
+        scaling=config.scaling,
+        dropout=config.dropout,
+        bias=config.use_bias,
+        init_weights=config.init_weights,
+    )
+
+
+register_method(TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel)

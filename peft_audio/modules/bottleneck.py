@@ -1,0 +1,90 @@
+"""The bottleneck adapter, of linear maps or of convolutions."""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import torch
+from torch import nn
+
+from .grid_conv import GridConv, TokenLayout
+from .initial import RANDOM_INIT_STD
+
+
+class Bottleneck(nn.Module):
+    """Down projection, activation, up projection: `s * (act(x W_down + b) W_up + b')`.
+
+    Linear maps (IPET, eq. 2; AAT, eq. 3), or convolutions over the token grid (LoAA, eq. 2). W_down starts Kaiming
+    uniform; W_up and both biases start at zero, so the block returns exactly zero until the first optimiser step while
+    W_up receives a gradient from the first backward pass.
+
+    Args:
+        hidden_size: width d of the tokens.
+        bottleneck_dim: width of the space in between.
+        activation: element-wise module.
+        kernel: taps along (frequency, time) of both projections; None for linear maps.
+        scaling: the factor s.
+        learn_scaling: train s, starting from `scaling`.
+        dropout: probability of dropping an element after the activation, in training.
+        bias: give both projections a bias.
+        init_weights: False draws every weight at random, so that the block changes its input from the start.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        bottleneck_dim: int,
+        activation: nn.Module,
+        kernel: Optional[tuple[int, int]] = None,
+        scaling: float = 1.0,
+        learn_scaling: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        init_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        self.down = _projection(hidden_size, bottleneck_dim, kernel, bias)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+        self.up = _projection(bottleneck_dim, hidden_size, kernel, bias)
+        self.scaling = nn.Parameter(torch.tensor(float(scaling))) if learn_scaling else scaling
+        self.reset_parameters(init_weights)
+
+    def reset_parameters(self, init_weights: bool = True) -> None:
+        if not init_weights:
+            for projection in (self.down, self.up):
+                for parameter in projection.parameters():
+                    nn.init.normal_(parameter, std=RANDOM_INIT_STD)
+            return
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+        for projection in (self.down, self.up):
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether a token's output depends on other tokens, so that `forward` needs their layout."""
+        return isinstance(self.down, GridConv)
+
+    def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
+        """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype. Convolutions need `layout`."""
+        inputs = in_dtype_of(self.down.weight, hidden_states)
+        hidden = self.dropout(self.activation(_project(self.down, inputs, layout)))
+        return (_project(self.up, hidden, layout) * self.scaling).to(hidden_states.dtype)
+
+
+def in_dtype_of(weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """Bring `inputs` to the dtype of `weight`, unless autocast chooses the dtype of every operation."""
+    return inputs if torch.is_autocast_enabled(inputs.device.type) else inputs.to(weight.dtype)
+
+
+def _projection(width_in: int, width_out: int, kernel: Optional[tuple[int, int]], bias: bool) -> nn.Module:
+    if kernel is None:
+        return nn.Linear(width_in, width_out, bias=bias)
+    return GridConv(width_in, width_out, kernel, bias=bias)
+
+
+def _project(projection: nn.Module, tokens: torch.Tensor, layout: Optional[TokenLayout]) -> torch.Tensor:
+    return projection(tokens, layout) if isinstance(projection, GridConv) else projection(tokens)

@@ -1,0 +1,91 @@
+"""The convolution module of the Conformer, as an adapter."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .bottleneck import in_dtype_of
+from .grid_conv import TokenLayout
+from .initial import RANDOM_INIT_STD
+
+
+class ConformerBlock(nn.Module):
+    """LN, pointwise d -> 2r, GLU, depthwise convolution over the tokens, BatchNorm, SiLU, pointwise r -> d.
+
+    Source: Cappellazzo et al., "Parameter-efficient transfer learning of audio spectrogram transformers", 2023; Gulati
+    et al., "Conformer", 2020, section 2.2. The last projection starts at zero, so the block returns zero at first. The
+    depthwise convolution has no bias: the batch norm behind it would take it out again.
+
+    Args:
+        hidden_size: width d of the tokens.
+        bottleneck_dim: width r of the space in between.
+        kernel: taps of the depthwise convolution; the extra zero that an even number needs is put on the right.
+        scaling: factor on the output.
+        dropout: probability of dropping an element before the last projection, in training.
+        init_weights: False draws the last projection at random, so that the block changes its input from the start.
+    """
+
+    reads_neighbours = True
+
+    def __init__(
+        self,
+        hidden_size: int,
+        bottleneck_dim: int,
+        kernel: int = 8,
+        scaling: float = 1.0,
+        dropout: float = 0.0,
+        init_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        self.scaling = scaling
+        self.padding = ((kernel - 1) // 2, kernel // 2)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.down = nn.Linear(hidden_size, 2 * bottleneck_dim)
+        self.depthwise = nn.Conv1d(bottleneck_dim, bottleneck_dim, kernel, groups=bottleneck_dim, bias=False)
+        self.batch_norm = TokenBatchNorm(bottleneck_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.up = nn.Linear(bottleneck_dim, hidden_size)
+        self.reset_parameters(init_weights)
+
+    def reset_parameters(self, init_weights: bool = True) -> None:
+        for module in (self.norm, self.down, self.depthwise, self.batch_norm):
+            module.reset_parameters()
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter) if init_weights else nn.init.normal_(parameter, std=RANDOM_INIT_STD)
+
+    def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
+        """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype."""
+        layout = layout or TokenLayout(grid=(1, hidden_states.shape[1]))
+        hidden = self.norm(in_dtype_of(self.down.weight, hidden_states))
+        hidden = layout.hide_padding(functional.glu(self.down(hidden), dim=-1))
+        hidden = self.depthwise(functional.pad(hidden.transpose(1, 2), self.padding)).transpose(1, 2)
+        hidden = functional.silu(self.batch_norm(hidden, layout.mask))
+        return (self.up(self.dropout(hidden)) * self.scaling).to(hidden_states.dtype)
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """Batch norm of tokens `(batch, tokens, channels)` whose statistics leave padding out.
+
+    A forward pass that is repeated by gradient checkpointing does not count a second time.
+    """
+
+    def forward(self, tokens: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        if mask is None or not self.training:
+            return self._normalize(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        outputs = torch.zeros_like(tokens)
+        outputs[mask] = self._normalize(tokens[mask]).to(tokens.dtype)
+        return outputs
+
+    def _normalize(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.training and _is_recomputation():
+            return functional.batch_norm(tokens, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(tokens)
+
+
+def _is_recomputation() -> bool:
+    # Checkpointing runs a layer's forward pass again from within the backward pass, and nothing else does.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,0 +1,126 @@
+"""Prompts: learnable tokens of an encoder layer, and learnable values on the border of a model's input."""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import torch
+from torch import nn
+
+from .initial import RANDOM_INIT_STD
+
+
+def xavier_uniform_bound(num_tokens: int, hidden_size: int) -> float:
+    """Bound of Xavier's uniform distribution for a `(1, num_tokens, hidden_size)` tensor (IPET's initialisation)."""
+    return math.sqrt(6.0 / (hidden_size * num_tokens + hidden_size))
+
+
+def vpt_bound(patch_size: int, hidden_size: int) -> float:
+    """Bound of the uniform distribution that visual prompt tuning draws prompts from (three input channels)."""
+    return math.sqrt(6.0 / (3 * patch_size**2 + hidden_size))
+
+
+class EmbeddingPrompt(nn.Module):
+    """Learnable tokens of one encoder layer (IPET, eq. 1).
+
+    Args:
+        num_tokens: number of prompt tokens k.
+        hidden_size: width d of the encoder's tokens.
+        bound: the tokens start uniformly distributed in [-bound, bound].
+        dropout: probability of dropping an element of the prompt, per sample, in training.
+    """
+
+    def __init__(self, num_tokens: int, hidden_size: int, bound: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.bound = bound
+        self.embeddings = nn.Parameter(torch.empty(num_tokens, hidden_size))
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.embeddings, -self.bound, self.bound)
+
+    def forward(self, batch_size: int) -> torch.Tensor:
+        """Return the prompt, of shape `(1, num_tokens, hidden_size)`, or `(batch_size, ...)` where dropout is at work.
+
+        One row stands for the whole batch as long as the samples share it, so that what follows is computed once.
+        """
+        if self.training and self.dropout.p > 0:
+            return self.dropout(self.embeddings.expand(batch_size, -1, -1))
+        return self.embeddings.unsqueeze(0)
+
+    def extra_repr(self) -> str:
+        return f"num_tokens={self.num_tokens}, hidden_size={self.embeddings.shape[1]}"
+
+
+class InputPrompt(nn.Module):
+    """Learnable values added to the border of a model's input (the input prompt of IPET's comparison).
+
+    A spectrogram or image of fixed size gets a frame of width p: `2 p columns + 2 p (rows - 2 p)` values. An input of
+    variable length gets its first and last p positions, the last ones counted from the end of each clip.
+
+    Args:
+        shape: size of one input without the batch: `(length,)`, `(rows, columns)` or `(channels, rows, columns)`; None
+            for a length that varies.
+        size: the width p.
+        init_weights: start at zero, which leaves the input as it is; False draws the values at random.
+    """
+
+    def __init__(self, shape: tuple[Optional[int], ...], size: int, init_weights: bool = True) -> None:
+        super().__init__()
+        self.size = size
+        *channels, rows, columns = shape if len(shape) > 1 else (*shape, None)
+        self.ends = nn.Parameter(torch.empty(2, *channels, size, *([] if columns is None else [columns])))
+        has_sides = rows is not None and columns is not None
+        self.sides = nn.Parameter(torch.empty(2, *channels, rows - 2 * size, size)) if has_sides else None
+        self.reset_parameters(init_weights)
+
+    def reset_parameters(self, init_weights: bool = True) -> None:
+        for values in self.parameters():
+            nn.init.zeros_(values) if init_weights else nn.init.normal_(values, std=RANDOM_INIT_STD)
+
+    def forward(self, inputs: torch.Tensor, lengths: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Return `inputs`, `(batch, *shape)`, with the prompt added.
+
+        Args:
+            inputs: the model's input.
+            lengths: `(batch,)`, how many positions of each clip are no padding; None for all. Of use where the length
+                varies.
+
+        Raises:
+            ValueError: if the prompt was made for inputs of another size.
+        """
+        if self.sides is None:
+            return self._add_ends(inputs, lengths)
+        frame = self._frame()
+        if inputs.shape[1:] != frame.shape:
+            raise ValueError(
+                f"The input prompt was made for inputs of shape (batch, {', '.join(map(str, frame.shape))}), got "
+                f"{tuple(inputs.shape)}."
+            )
+        return inputs + frame.to(inputs.dtype)
+
+    def _frame(self) -> torch.Tensor:
+        left, right = self.sides
+        inner = left.new_zeros(*left.shape[:-1], self.ends.shape[-1] - 2 * self.size)
+        return torch.cat([self.ends[0], torch.cat([left, inner, right], dim=-1), self.ends[1]], dim=-2)
+
+    def _add_ends(self, inputs: torch.Tensor, lengths: Optional[torch.Tensor]) -> torch.Tensor:
+        batch_size, length = inputs.shape[:2]
+        if lengths is None:
+            lengths = torch.full((batch_size,), length, device=inputs.device)
+        steps = torch.arange(self.size, device=inputs.device).expand(batch_size, -1)
+        starts = torch.zeros_like(lengths), lengths - self.size
+        for values, start in zip(self.ends, starts):
+            position = steps + start.unsqueeze(1)
+            inside = (position >= 0) & (position < lengths.unsqueeze(1))  # a clip may be shorter than the prompt
+            features = [1] * (inputs.dim() - 2)
+            inside, position = (index.reshape(batch_size, self.size, *features) for index in (inside, position))
+            added = torch.where(inside, values.to(inputs.dtype), 0)
+            inputs = inputs.scatter_add(1, position.clamp(0, length - 1).expand_as(added), added)
+        return inputs
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, ends={tuple(self.ends.shape)}"

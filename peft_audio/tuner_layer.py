@@ -1,0 +1,91 @@
+"""What the tuner layers of this package share: one module wrapped, parts by adapter name, hooks that are kept."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple, Optional
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+class HookedTunerLayer(nn.Module, BaseTunerLayer):
+    """Wraps one module of a backbone and owns what adapters train there.
+
+    The parameters of part P of adapter A are found under `<prefix>P.A`.
+
+    Args:
+        base_layer: the module.
+        prefix: prefix of the tuner type, which PEFT recognises its parameters by.
+    """
+
+    # The parts that hold parameters, in the order in which they act.
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, base_layer: nn.Module, prefix: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.prefix = prefix
+        self.adapter_layer_names = tuple(prefix + part for part in self.parts)
+        for name in self.adapter_layer_names:
+            self.add_module(name, nn.ModuleDict())
+        self._active_adapter = []
+        self.merged_adapters = []
+        self._hooks: tuple[Any, ...] = ()
+
+    def update_layer(self, adapter_name: str, modules: NamedTuple, inference_mode: bool = False) -> None:
+        """Take in a new adapter, a module or None for each part; it becomes the active one if there was none."""
+        for part in self.parts:
+            module = getattr(modules, part)
+            if module is not None:
+                self.part(part)[adapter_name] = module
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters or [adapter_name], inference_mode=inference_mode)
+
+    def remove_hooks(self) -> None:
+        """Give the base layer back as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def part(self, part: str) -> nn.ModuleDict:
+        """Return the modules of one part by adapter name."""
+        return getattr(self, self.prefix + part)
+
+    def active(self, part: str) -> list[tuple[str, nn.Module]]:
+        """Return what the active adapters have for one part, with their names; nothing while adapters are disabled."""
+        if self.disable_adapters:
+            return []
+        modules = self.part(part)
+        return [(name, modules[name]) for name in self.active_adapters if name in modules]
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
+        # PEFT looks for `.weight`, which an encoder layer has not. Quantised weights are no floats, norms always are.
+        for parameter in base_layer.parameters():
+            if parameter.is_floating_point():
+                return parameter.device, parameter.dtype
+        return None, None
+
+    def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
+        raise ValueError(MERGE_REFUSED)
+
+    def unmerge(self) -> None:
+        """Nothing to do: adapters of this kind are never merged."""
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+
+MERGE_REFUSED = (
+    "These adapters cannot be merged into the base model: prompts and non-linear blocks are not a change of its "
+    "weights. Use the model as it is, or `unload()` to get the base model back."
+)
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """Return the hidden states of what a module returned, a tensor or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, tensor: torch.Tensor) -> Any:
+    """Return `output` with other hidden states."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
