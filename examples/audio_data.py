@@ -110,11 +110,14 @@ def minimum_seconds(config, sampling_rate: int) -> float:
     """The shortest clip, in seconds, that a model with this configuration can take in training and evaluation."""
     if hasattr(config, "patch_size"):
         return (config.patch_size - 1) * MEL_HOP_SECONDS + MEL_WINDOW_SECONDS
-    if not hasattr(config, "conv_kernel"):
-        return MEL_WINDOW_SECONDS
     masked = getattr(config, "apply_spec_augment", False) and config.mask_time_prob > 0
     # SpecAugment inside these models refuses a batch that is shorter than one of its masks.
-    samples = max(config.mask_time_length if masked else 1, getattr(config, "squeeze_factor", 1))
+    steps = config.mask_time_length if masked else 1
+    if hasattr(config, "feature_projection_input_dim"):  # wav2vec2-bert: two frames a step
+        return (2 * steps - 1) * MEL_HOP_SECONDS + MEL_WINDOW_SECONDS
+    if not hasattr(config, "conv_kernel"):  # Whisper, which pads
+        return MEL_WINDOW_SECONDS
+    samples = max(steps, getattr(config, "squeeze_factor", 1))
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         samples = (samples - 1) * stride + kernel
     return samples / sampling_rate

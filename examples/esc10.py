@@ -1,12 +1,18 @@
 """Compares fine-tuning methods on ESC-10: its official folds, several seeds, learning rates chosen without the test fold.
 
     python examples/esc10.py --data_dir ESC10 --output_dir OUT --jobs 2
-    python examples/esc10.py --output_dir OUT --table
+    python examples/esc10.py --data_dir ESC10 --output_dir OUT --jobs 2 --methods sizes --seeds 0
+    python examples/esc10.py --output_dir OUT --table --plot sizes.png
 
 ESC10 is an `audiofolder` whose metadata.csv has the columns file_name, label and fold. For each method and test fold,
 every candidate learning rate trains on all other folds but one and is judged on that one; the best then trains on all
 other folds, once a seed, and is tested. OUT/results.json keeps every single run and is written anew after each, so an
 interrupted comparison goes on where it was, and no run is ever repeated.
+
+The table has one row a method, `esc10_rows.py` lists them. A name with an @ (`ipet@8-32`) is a row at another size. It
+takes the learning rates chosen for its row (they are chosen first where that is still to do), so it costs test runs
+alone; --sizes prints the sizes too. --plot draws accuracy over the share of the backbone's parameters that trains, each
+row and its sizes as one curve.
 """
 
 import functools
@@ -24,12 +30,13 @@ from typing import Any, NamedTuple
 import torch
 from audio_data import BadAudioError, FeatureDataset, extract_features
 from clip_table import DataError, read_audiofolder
-from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, method_of, row_of
+from esc10_plot import check_picture, plot_sizes
+from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, expand, method_of, row_of
+from esc10_table import print_table
 from methods import apply_method
 from reporting import write_json
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-from rich.table import Table
 from train_classification import (
     AudioTrainingArguments,
     UsageError,
@@ -55,7 +62,14 @@ class Arguments:
     output_dir: str = field(metadata={"help": "Where results.json is, or will be."})
     data_dir: str | None = field(default=None, metadata={"help": "ESC-10 as an audiofolder with a column fold."})
     model_name_or_path: str = field(default=str(BUNDLED_BACKBONE), metadata={"help": "The pretrained AST."})
-    methods: list[str] = field(default_factory=lambda: list(ROWS), metadata={"choices": list(OPTIONS)})
+    methods: list[str] = field(
+        default_factory=lambda: ["rows"],
+        metadata={
+            "help": "Rows of the table, rows at other sizes (NAME@SIZE), or all of either: rows, sizes.",
+            "choices": ["rows", "sizes", *OPTIONS],
+            "metavar": "NAME",
+        },
+    )
     folds: list[str] = field(default_factory=lambda: list("12345"), metadata={"help": "The folds to test on."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the test runs."})
     epochs: int = field(default=10, metadata={"help": "Epochs of every run."})
@@ -65,6 +79,13 @@ class Arguments:
     )
     jobs: int = field(default=1, metadata={"help": "Runs at a time, each on one thread."})
     table: bool = field(default=False, metadata={"help": "Only print the table of the results there are."})
+    sizes: bool = field(default=False, metadata={"help": "Print the rows' other sizes too."})
+    plot: str | None = field(
+        default=None, metadata={"help": "The picture of accuracy over trainable parameters to write, e.g. sizes.png."}
+    )
+
+    def __post_init__(self):
+        self.methods = expand(self.methods)
 
 
 class Run(NamedTuple):
@@ -90,8 +111,13 @@ class Settings(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Trains what is missing and prints the table. Returns the content of results.json."""
+    """Trains what is missing, prints the table and draws the picture. Returns the content of results.json.
+
+    Raises:
+        UsageError: the arguments do not fit together, the data, or the runs in results.json.
+    """
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
+    check_plot(args)  # before hours of training
     path = Path(args.output_dir) / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if not args.table:
@@ -101,14 +127,17 @@ def main(arguments: list[str] | None = None) -> dict:
     results["summary"] = summarize(by_run(results["runs"]), results["settings"]["learning_rates"])
     if not args.table:
         write_json(path, results)
-    header, rows = table_rows(results["summary"])
-    table = Table(*header, title=f"ESC-10, {results['settings']['model']}, {results['settings']['epochs']} epochs")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=140).print(table)
-    markdown = "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
-    print(markdown)
+    print_table(results, args.sizes)
+    if args.plot is not None:
+        plot_sizes(results["summary"], Path(args.plot))
     return results
+
+
+def check_plot(args: Arguments) -> None:
+    try:
+        check_picture(args.plot or "sizes.png")
+    except ValueError as error:
+        raise UsageError(f"--plot {args.plot}: {error}") from None
 
 
 def run_missing(args: Arguments, results: dict | None, path: Path) -> dict:
@@ -312,7 +341,7 @@ def summarize(finished: dict[Run, dict], learning_rates: dict[str, list[float]])
             "accuracy_by_fold": means_by("test_fold"),
             "learning_rate_by_fold": {record["test_fold"]: record["learning_rate"] for record in tests},
             "trainable_parameters": tests[0]["trainable_parameters"],
-            "trainable_without_head": tests[0]["trainable_parameters"] - tests[0]["head_parameters"],
+            **without_head(tests[0]),
             "total_parameters": tests[0]["total_parameters"],
             "train_seconds": mean(record["train_seconds"] for record in tests),
             "train_seconds_of_all_runs": sum(record["train_seconds"] for record in runs.values()),
@@ -320,40 +349,16 @@ def summarize(finished: dict[Run, dict], learning_rates: dict[str, list[float]])
     return summary
 
 
+def without_head(record: dict) -> dict[str, int | float]:
+    """What trains beside the head: in parameters, and as a share of the backbone's."""
+    trainable, total, head = (record[f"{name}parameters"] for name in ("trainable_", "total_", "head_"))
+    # Unless everything trains, all that does lies beside the frozen model, which keeps a head of its own.
+    backbone = total - head if trainable == total else total - head - trainable
+    return {"trainable_without_head": trainable - head, "share_of_backbone": (trainable - head) / backbone}
+
+
 def spread(means: dict) -> float | None:
     return stdev(means.values()) if len(means) > 1 else None
-
-
-def table_rows(summary: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the table, as text."""
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f}"
-
-    header = [
-        "method",
-        "accuracy %",
-        "std over seeds",
-        "std over folds",
-        "trainable",
-        "without head",
-        "s per run",
-        "runs",
-    ]
-    rows = [
-        [
-            method,
-            percent(row["accuracy"]),
-            percent(row["accuracy_std_over_seeds"]),
-            percent(row["accuracy_std_over_folds"]),
-            f"{row['trainable_parameters']:,}",
-            f"{row['trainable_without_head']:,}",
-            f"{row['train_seconds']:.0f}",
-            str(row["test_runs"]),
-        ]
-        for method, row in summary.items()
-    ]
-    return header, rows
 
 
 if __name__ == "__main__":

@@ -25,6 +25,24 @@ ROWS = {
     "conformer": {"bottleneck_dim": 10},
     "input_prompt": {},
 }
+TITLES = {
+    "linear_probe": "linear probe",
+    "embedding_prompt": "embedding prompts",
+    "parallel_mlp": "parallel MLP",
+    "ipet": "IPET",
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+    "aat_m": "AAT^M",
+    "aat_ms": "AAT^MS",
+    "joint": "Joint",
+    "time_freq_conv:T": "LoAA T",
+    "time_freq_conv:F": "LoAA F",
+    "time_freq_conv:T+F": "LoAA T+F",
+    "time_freq_conv:L": "LoAA L (1x1)",
+    "bottleneck": "bottleneck (Houlsby)",
+    "conformer": "conformer",
+    "input_prompt": "input prompt",
+}
 LEARNING_RATES = {row: [3e-3, 1e-2, 3e-2] for row in ROWS} | {"full": [3e-4, 1e-3, 3e-3]}
 
 # From 0.1 to 10 % of the bundled backbone's parameters, with the sizes in ROWS in between.
@@ -54,6 +72,18 @@ def method_of(name: str) -> str:
 
 def size_name(row: str, size: dict) -> str:
     return f"{row}@{'-'.join(f'{value:g}' for value in size.values())}"
+
+
+def title_of(name: str) -> str:
+    """The readable name; that of a row in an older results file is its own."""
+    row, at, size = name.partition("@")
+    return TITLES.get(row, row) + (f" @ {size}" if at else "")
+
+
+def expand(names: list[str]) -> list[str]:
+    """`names`, with "rows" and "sizes" replaced by what they stand for; each name once."""
+    groups = {"rows": list(ROWS), "sizes": [name for name in OPTIONS if name not in ROWS]}
+    return list(dict.fromkeys(name for given in names for name in groups.get(given, [given])))
 
 
 OPTIONS = ROWS | {size_name(row, size): ROWS[row] | size for row, sizes in SIZES.items() for size in sizes}

@@ -21,8 +21,14 @@ from peft_audio import (
 from peft_audio.backbones import resolve
 
 
-# PEFT reads this attribute of every model it wraps; nobody who runs an example can do anything about it.
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+def silence_peft() -> None:
+    """Hides the warnings that PEFT causes for every model, and that nobody who runs an example can do anything about."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+    # Without a connection to the Hub, PEFT cannot ask whether the vocabulary has grown: audio classifiers have none.
+    warnings.filterwarnings("ignore", "Could not find a config file in .* will assume that the vocabulary")
+
+
+silence_peft()
 
 PROMPT_OPTIONS = ("num_virtual_tokens", "prompt_dropout", "prompt_init")
 ADAPTER_OPTIONS = ("bottleneck_dim", "reduction_factor", "adapter_activation", "scaling", "adapter_dropout")
@@ -50,7 +56,7 @@ class Method:
         presets: fields of the configuration that differ from its defaults.
         options: names of the options in `MethodArguments` that it takes.
         learning_rate: the one to start from.
-        model_fields: what the configuration needs to know of the model, as fields of it.
+        model_fields: fields of the configuration that depend on the model; options given by the user go first.
     """
 
     summary: str
@@ -72,6 +78,11 @@ def head_and_projections_of(model: nn.Module) -> dict[str, Any]:
 def head_and_upper_half_of(model: nn.Module) -> dict[str, Any]:
     backbone = resolve(model)
     return {"modules_to_save": [*backbone.head, *backbone.layer_names[len(backbone.layer_names) // 2 :]]}
+
+
+def prompts_like_patches(model: nn.Module) -> dict[str, Any]:
+    # VPT's start is worked out from the patch size; models of waveforms have none.
+    return {"prompt_init": "xavier_uniform" if resolve(model).patch_size is None else "vpt"}
 
 
 IPET_ADAPTER = {"adapter_input": "residual", "activation": "relu", "scaling": 0.1, "dropout": 0.1}
@@ -146,8 +157,9 @@ METHODS = {
     "joint": Method(
         "AAT's two adapters and prompts",
         IPETConfig,
-        AAT_ADAPTER | AAT_WIDTH | {"spatial_adapter": True, "num_virtual_tokens": 12, "prompt_init": "vpt"},
+        AAT_ADAPTER | AAT_WIDTH | {"spatial_adapter": True, "num_virtual_tokens": 12},
         PROMPT_OPTIONS + ADAPTER_OPTIONS + SPATIAL_OPTIONS + LAYER_OPTIONS,
+        model_fields=prompts_like_patches,
     ),
     "ipet": Method(
         "prompts in every layer and an adapter beside the feed-forward blocks",
@@ -155,6 +167,9 @@ METHODS = {
         options=PROMPT_OPTIONS + ADAPTER_OPTIONS + LAYER_OPTIONS,
     ),
 }
+
+
+SWITCH = {"nargs": "?", "const": True}  # a flag that can be given without "True"; left out it is None
 
 
 @dataclass
@@ -190,8 +205,10 @@ class MethodArguments:
     placement: str | None = field(
         default=None, metadata={"help": "Beside the blocks or behind them.", "choices": ["parallel", "sequential"]}
     )
-    residual: bool | None = field(default=None, metadata={"help": "Add the adapter's input to its output."})
-    train_layer_norms: bool | None = field(default=None, metadata={"help": "Train the norms before those blocks too."})
+    residual: bool | None = field(default=None, metadata={"help": "Add the adapter's input to its output.", **SWITCH})
+    train_layer_norms: bool | None = field(
+        default=None, metadata={"help": "Train the norms before those blocks too.", **SWITCH}
+    )
     conv_kernel: int | None = field(default=None, metadata={"help": "Taps of the Conformer's convolution."})
     prompt_size: int | None = field(default=None, metadata={"help": "Width of the border of an input prompt."})
     lora_r: int | None = field(default=None, metadata={"help": "Rank of LoRA."})
@@ -234,10 +251,21 @@ def make_config(method: str, **options) -> PeftConfig | None:
 
 
 def parse(option: str, value: Any) -> Any:
-    """The value of a field of the configuration, from that of the option on the command line."""
+    """The value of a field of the configuration, from that of the option on the command line.
+
+    Raises:
+        ValueError: it is no kernel, for an option that is one.
+    """
     if option not in CONV_OPTIONS or not isinstance(value, str) or value == "auto":
         return value
-    return None if value == "none" else tuple(int(size) if size.isdigit() else size for size in value.split("x"))
+    if value == "none":
+        return None
+    sizes = [int(size) if size.isdecimal() else 0 for size in value.split("x")]
+    if len(sizes) != 2 or any(size % 2 == 0 for size in sizes):
+        raise ValueError(
+            f"--{option} must be FREQUENCYxTIME, two odd numbers (e.g. 1x3), auto or none, got {value!r}."
+        )
+    return tuple(sizes)
 
 
 def apply_method(model: PreTrainedModel, method: str, **options) -> nn.Module:
@@ -252,15 +280,17 @@ def apply_method(model: PreTrainedModel, method: str, **options) -> nn.Module:
         A `PeftModel` around `model`; for "full" the model itself.
 
     Raises:
-        ValueError: the method is unknown, or an option is not one of its own or has an unusable value.
+        ValueError: the method is unknown, an option is not one of its own or has an unusable value, or the method
+            does not fit this model.
     """
     config = make_config(method, **options)
     if config is None:
         return model.requires_grad_(True)
     for name, value in METHODS[method].model_fields(model).items():
-        setattr(config, name, value)
+        if name not in options:
+            setattr(config, name, value)
     if isinstance(config, LoraConfig) and hasattr(model, "freeze_feature_encoder"):
-        model.freeze_feature_encoder()  # else its backward pass runs for nothing
+        model.freeze_feature_encoder()  # else its backward pass runs for nothing; PEFT lets biases that train out again
     return get_peft_model(model, config)
 
 

@@ -10,12 +10,24 @@ from huggingface_hub import ModelCardData
 
 
 AUDIO_CLASSIFICATION = "audio-classification"
+STOCK_METHODS = ("bitfit", "lora")  # PEFT's own; their adapters store neither the labels nor the input length
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` so that `path` always holds a complete file: the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def write_picture(path: Path, figure) -> None:
+    """Writes a matplotlib figure as `write_json` writes; the name's ending says in which format.
+
+    Raises:
+        ValueError: matplotlib has no such format.
+    """
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=120, format=path.suffix[1:])
     partial.replace(path)
 
 
@@ -40,7 +52,7 @@ def plot_curves(log_history: list[dict], path: Path, metrics: tuple[str, ...] = 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    write_picture(path, figure)
 
 
 @dataclass
@@ -135,7 +147,7 @@ def snippet(facts: CardFacts) -> str:
     if facts.method == "full":
         imports = ["from transformers import AutoFeatureExtractor, AutoModelForAudioClassification"]
         load = ["model = AutoModelForAudioClassification.from_pretrained(location)"]
-    elif facts.method == "lora":  # stock PEFT stores neither the labels nor the input length
+    elif facts.method in STOCK_METHODS:
         imports = ["from peft import PeftModel", "from transformers import AutoFeatureExtractor"]
         imports[1] += ", AutoModelForAudioClassification"
         imports += ["from peft_audio import resize_ast"] if facts.resized else []

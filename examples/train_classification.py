@@ -117,7 +117,10 @@ def main(arguments: list[str] | None = None) -> dict:
         logger.warning("There is no validation split, so the best checkpoint is chosen by the test clips.")
 
     model = load_model(model_args.model_name_or_path, labels, table.multi_label, model_args.max_length)
-    model = apply_method(model, method_args.method, **method_args.options())
+    try:
+        model = apply_method(model, method_args.method, **method_args.options())
+    except ValueError as error:  # what only the model shows, e.g. a kernel over frequency on a model of waveforms
+        raise UsageError(f"--method {method_args.method}: {error}") from error
     dataset = functools.partial(FeatureDataset, features=features, labels=labels, multi_label=table.multi_label)
     eval_set = dataset(splits.validation or splits.test)
     trainer = build_trainer(model, args, feature_extractor, dataset(splits.train), eval_set, table.multi_label)

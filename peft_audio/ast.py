@@ -54,12 +54,12 @@ def resize_ast(
     patch, bins = config.patch_size, config.num_mel_bins
     old_grid = embeddings.get_shape(config)
     same_length = (
-        _num_patches(bins, patch, target["frequency_stride"]),
-        _num_patches(config.max_length, patch, target["time_stride"]),
+        num_patches(bins, patch, target["frequency_stride"]),
+        num_patches(config.max_length, patch, target["time_stride"]),
     )
-    new_grid = (same_length[0], _num_patches(target["max_length"], patch, target["time_stride"]))
+    new_grid = (same_length[0], num_patches(target["max_length"], patch, target["time_stride"]))
     with torch.no_grad():
-        positions = _resize_positions(embeddings.position_embeddings, old_grid, (same_length, new_grid))
+        positions = resize_positions(embeddings.position_embeddings, old_grid, (same_length, new_grid))
     embeddings.position_embeddings = nn.Parameter(
         positions, requires_grad=embeddings.position_embeddings.requires_grad
     )
@@ -80,14 +80,24 @@ def _ast_embeddings(model: Any) -> nn.Module:
     return embeddings
 
 
-def _num_patches(length: int, patch_size: int, stride: int) -> int:
+def num_patches(length: int, patch_size: int, stride: int) -> int:
     return (length - patch_size) // stride + 1
 
 
-def _resize_positions(
+def resize_positions(
     positions: torch.Tensor, grid: tuple[int, int], steps: tuple[tuple[int, int], ...]
 ) -> torch.Tensor:
-    """Bring `(1, special + frequency * time, d)` through the (frequency, time) grids of `steps`; special tokens stay."""
+    """Bring position embeddings from one (frequency, time) grid to another; those of special tokens stay.
+
+    Args:
+        positions: `(1, special + frequency * time, d)`.
+        grid: the grid they are of.
+        steps: the grid of the same input length, which the whole axes are interpolated to (another stride), and the
+            grid of the new length, where an axis that gets shorter is cut around its middle.
+
+    Returns:
+        `(1, special + new frequency * new time, d)`
+    """
     num_special = positions.shape[1] - grid[0] * grid[1]
     special, patches = positions[:, :num_special], positions[:, num_special:]
     patches = patches.transpose(1, 2).unflatten(2, grid)

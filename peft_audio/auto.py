@@ -21,6 +21,7 @@ from .config import EncoderAdapterConfig
 from .layer_weights import MODULE_NAME
 from .pooling import has_statistics_pooling, use_statistics_pooling
 from .settings import POOLING, check_settings, set_labels
+from .token_pooling import TOKEN_POOLING, remembers_mean_token_pooling, use_mean_token_pooling
 
 
 class AutoPeftModelForAudioClassification:
@@ -159,6 +160,9 @@ def _restore(model: nn.Module, settings: dict[str, Any]) -> None:
         resize_ast(model, **step)
     if settings.get(POOLING) and not has_statistics_pooling(model.config):
         use_statistics_pooling(model)
+    # A base model that was saved with this head is loaded without: its hook is no part of the files.
+    if settings.get(TOKEN_POOLING) or remembers_mean_token_pooling(model.config):
+        use_mean_token_pooling(model)
 
 
 def _check_head(model: nn.Module, saved_head: tuple[str, ...], weights: dict[str, torch.Tensor], source: str) -> None:

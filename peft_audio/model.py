@@ -18,7 +18,7 @@ from .config import EncoderAdapterConfig
 from .layer import AdapterParts, EncoderTunerLayer
 from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
 from .settings import check_settings, has_generic_labels, read_settings, set_labels
-from .tuner_layer import MERGE_REFUSED, HookedTunerLayer
+from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, keep_frozen_statistics
 
 
 class EncoderTuner(BaseTuner):
@@ -83,6 +83,12 @@ class EncoderTuner(BaseTuner):
         _check_adapter_name(adapter_name, model, self.prefix, self.tuner_layer_cls.parts)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         self._freeze_front_end(resolve(model))
+        keep_frozen_statistics(model)
+
+    def train(self, mode: bool = True) -> EncoderTuner:
+        super().train(mode)
+        keep_frozen_statistics(self)
+        return self
 
     def _prepare_adapter_config(self, peft_config: EncoderAdapterConfig, model_config: dict) -> EncoderAdapterConfig:
         backbone = resolve(self.model)

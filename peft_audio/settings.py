@@ -13,6 +13,7 @@ from torch import nn
 from .ast import RESIZES
 from .backbones import Backbone, EncoderSpec
 from .pooling import has_statistics_pooling
+from .token_pooling import TOKEN_POOLING, has_mean_token_pooling, is_ast
 
 
 LABELS = "id2label"
@@ -20,11 +21,17 @@ POOLING = "statistics_pooling"
 
 
 def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
-    """Return the settings of `model` in a form that JSON keeps."""
+    """Return the settings of `model` in a form that JSON keeps.
+
+    Raises:
+        ValueError: if the model does not pool as its configuration says.
+    """
     config = model.config
     settings: dict[str, Any] = {name: getattr(config, name) for name in spec.settings}
     if spec.front_end is not None or has_statistics_pooling(config):
         settings[POOLING] = has_statistics_pooling(config)
+    if is_ast(model):
+        settings[TOKEN_POOLING] = has_mean_token_pooling(model)
     if getattr(config, RESIZES, None):
         settings[RESIZES] = getattr(config, RESIZES)
     if getattr(config, LABELS, None):
@@ -55,14 +62,14 @@ def has_generic_labels(config: Any) -> bool:
 def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbone) -> None:
     """Raise ValueError unless the adapter's settings fit the model that it is being put on."""
     present = read_settings(model, backbone.spec)
-    names = [name for name in (*backbone.spec.settings, POOLING, RESIZES) if name in settings or name in present]
+    names = (*backbone.spec.settings, POOLING, TOKEN_POOLING, RESIZES)
     # Absent and False are the same: "no such head", "never resized".
     different = {name for name in names if (settings.get(name) or None) != (present.get(name) or None)}
     if different:
         raise ValueError(
             f"The adapter was trained with {_join(settings, different)}, but this {type(model).__name__} has "
             f"{_join(present, different)}. AutoPeftModelForAudioClassification.from_pretrained brings the base model "
-            "to what the adapter needs; by hand, use resize_ast or use_statistics_pooling first."
+            "to what the adapter needs; by hand, use resize_ast, use_statistics_pooling or use_mean_token_pooling first."
         )
     num_labels, model_labels = len(labels_of(settings)), len(labels_of(present))
     if backbone.head and num_labels and num_labels != model_labels:

@@ -42,6 +42,11 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters or [adapter_name], inference_mode=inference_mode)
 
+    def train(self, mode: bool = True) -> HookedTunerLayer:
+        super().train(mode)
+        keep_frozen_statistics(self)
+        return self
+
     def remove_hooks(self) -> None:
         """Give the base layer back as it was."""
         for hook in self._hooks:
@@ -73,6 +78,18 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
+
+
+def keep_frozen_statistics(model: nn.Module) -> None:
+    """Leave frozen batch norms (wav2vec2-conformer has some) in evaluation mode.
+
+    In training mode their running statistics would follow the new data: the base model would change, and an adapter,
+    whose checkpoint does not have them, would be loaded onto other statistics than it was trained with.
+    """
+    for module in model.modules():
+        is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_batch_norm and module.training and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
 
 
 MERGE_REFUSED = (

@@ -29,7 +29,7 @@ NAMES = {
         "fc2": "feed_forward.output_dense",
     },
 }
-NAMES["wav2vec2-stable-layer-norm"] = NAMES["wav2vec2"]
+NAMES["wav2vec2-stable"] = NAMES["wav2vec2"]
 
 
 def linear(x, weights, name):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from tiny import make_ast, make_wav2vec2
 from transformers import ASTModel
 
-from peft_audio import resize_ast
+from peft_audio import IPETConfig, resize_ast
 
 
 PATCH = 16
@@ -57,9 +58,25 @@ def test_a_new_stride_keeps_the_span():
     assert model(torch.randn(1, 176, 64)).logits.shape == (1, 5)
 
 
+@pytest.mark.parametrize("max_length", [16, 17, 46, 100, 300])
+@pytest.mark.parametrize("stride", [1, 7, 10, 16, 50])
+def test_any_length_and_stride(max_length, stride):
+    model = resize_ast(make_ast(num_mel_bins=32, num_hidden_layers=1), max_length, stride, frequency_stride=stride)
+    after, special = grid(model)
+    assert after.shape[1:] == ((32 - PATCH) // stride + 1, (max_length - PATCH) // stride + 1)
+    assert after.isfinite().all() and special.shape[0] == 2
+    assert model(torch.randn(1, max_length, 32)).logits.shape == (1, 5)
+
+
+def test_an_adapter_names_both_lengths(tmp_path):
+    get_peft_model(resize_ast(make_ast(), max_length=96), IPETConfig()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="max_length=96, but .*max_length=66"):
+        PeftModel.from_pretrained(resize_ast(make_ast(), max_length=66), tmp_path)
+
+
 @pytest.mark.parametrize("cls", [None, ASTModel])
 def test_down_to_one_patch(cls):
-    model = make_ast(num_mel_bins=16) if cls is None else make_ast(cls, num_mel_bins=16)
+    model = make_ast(num_mel_bins=16, bare=cls is not None)
     resize_ast(model, max_length=PATCH)
     assert model.base_model.embeddings.position_embeddings.shape[1] == 3
     assert model(torch.randn(1, PATCH, 16))[0].shape[0] == 1

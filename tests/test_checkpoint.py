@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import BACKBONES, METHODS, each_backbone, each_method, make_ast, make_inputs, randomize, trainable
+from tiny import BACKBONES, METHODS, each_method, each_typical_backbone, make_ast, make_inputs, randomize, trainable
 
 from peft_audio import AutoPeftModelForAudioClassification, IPETConfig
 
@@ -36,7 +36,7 @@ def logits(model, backbone):
         return model(**make_inputs(backbone)).logits
 
 
-@each_backbone
+@each_typical_backbone
 @each_method
 def test_the_file_holds_the_trained_tensors_and_nothing_else(backbone, method, tmp_path):
     model = saved(backbone, method, tmp_path)
@@ -50,7 +50,7 @@ def test_the_file_holds_the_trained_tensors_and_nothing_else(backbone, method, t
     assert not [key for key in stored if "encoder" in key or "transformer" in key or "default" in key]
 
 
-@each_backbone
+@each_typical_backbone
 @each_method
 @pytest.mark.parametrize("adapter_name", ["default", "other"])
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
@@ -63,7 +63,7 @@ def test_reloading_gives_the_same_logits(backbone, method, adapter_name, low_cpu
     assert not trainable(model)
 
 
-@each_backbone
+@each_typical_backbone
 def test_reloading_in_another_process_gives_the_same_logits(backbone, tmp_path):
     expected = logits(saved(backbone, "joint", tmp_path / "adapter"), backbone)
     here = str(Path(__file__).parent)
@@ -72,7 +72,7 @@ def test_reloading_in_another_process_gives_the_same_logits(backbone, tmp_path):
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
-@each_backbone
+@each_typical_backbone
 def test_training_goes_on_after_reloading(backbone, tmp_path):
     model = saved(backbone, "ipet", tmp_path)
     again = PeftModel.from_pretrained(BACKBONES[backbone](), tmp_path, is_trainable=True)
@@ -80,7 +80,7 @@ def test_training_goes_on_after_reloading(backbone, tmp_path):
     assert all(torch.equal(value, trainable(model)[name]) for name, value in trainable(again).items())
 
 
-@each_backbone
+@each_typical_backbone
 def test_a_second_adapter_loads_beside_the_first(backbone, tmp_path):
     first = saved(backbone, "ipet", tmp_path / "first")
     second = randomize(get_peft_model(BACKBONES[backbone](), METHODS["ipet"]()), seed=5).eval()

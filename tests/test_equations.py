@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from reference import encoder_layer
 from safetensors.torch import load_file
-from tiny import BACKBONES, HIDDEN_SIZE, METHODS, each_backbone, each_method, make_ast, randomize, shared_path
+from tiny import BACKBONES, HIDDEN_SIZE, METHODS, each_method, each_typical_backbone, make_ast, randomize, shared_path
 
 from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
 from peft_audio.layer import EncoderTunerLayer
@@ -18,7 +18,7 @@ def part_weights(layer, part):
     return {name: value.detach() for name, value in modules["default"].state_dict().items()} if modules else None
 
 
-@each_backbone
+@each_typical_backbone
 @each_method
 def test_layers_follow_the_equations(backbone, method):
     config = METHODS[method]()

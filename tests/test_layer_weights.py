@@ -4,13 +4,13 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tiny import (
+    BACKBONES,
     METHODS,
     NUM_LAYERS,
     count_hooks,
     each_method,
     make_inputs,
     make_wav2vec2,
-    make_wav2vec2_stable,
     randomize,
     trainable,
 )
@@ -20,7 +20,7 @@ from peft_audio import AutoPeftModelForAudioClassification
 
 INPUTS = make_inputs("wav2vec2")
 LABELS = torch.tensor([0, 3])
-each_norm_style = pytest.mark.parametrize("make_model", [make_wav2vec2, make_wav2vec2_stable])
+each_norm_style = pytest.mark.parametrize("make_model", [BACKBONES["wav2vec2"], BACKBONES["wav2vec2-stable"]])
 
 
 def own(model):

@@ -7,6 +7,7 @@ import pickle
 import pytest
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
+from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 import peft_audio
 from peft_audio.methods import ipet
@@ -39,4 +40,5 @@ def test_registering_twice_is_harmless():
 def test_public_names():
     for name in peft_audio.__all__:
         assert getattr(peft_audio, name).__doc__, name
-    assert peft_audio.supported_backbones() == ["audio-spectrogram-transformer", "wav2vec2"]
+    audio_types = set(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES)
+    assert set(peft_audio.supported_backbones()) == audio_types | {"vit", "deit"}

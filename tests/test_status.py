@@ -2,10 +2,10 @@
 
 import torch
 from peft import get_peft_model
-from tiny import BACKBONES, METHODS, NUM_LAYERS, each_backbone, each_method, trainable
+from tiny import BACKBONES, METHODS, NUM_LAYERS, each_method, each_typical_backbone, trainable
 
 
-@each_backbone
+@each_typical_backbone
 @each_method
 def test_layer_and_model_status(backbone, method):
     model = get_peft_model(BACKBONES[backbone](), METHODS[method]())
@@ -21,7 +21,7 @@ def test_layer_and_model_status(backbone, method):
         assert model.get_model_status().enabled is False
 
 
-@each_backbone
+@each_typical_backbone
 def test_dtype_and_device_moves_take_the_adapter_along(backbone):
     model = get_peft_model(BACKBONES[backbone](), METHODS["ipet"]()).to(torch.float64)
     assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float64}

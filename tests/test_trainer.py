@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tiny import BACKBONES, METHODS, each_backbone, make_inputs
+from tiny import BACKBONES, METHODS, each_typical_backbone, make_inputs
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -54,7 +54,7 @@ def adapter_state(model):
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-@each_backbone
+@each_typical_backbone
 @pytest.mark.parametrize("method", ["ipet", "joint"])
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(backbone, method, tmp_path):
     whole = make_trainer(backbone, tmp_path / "whole", method)
@@ -68,7 +68,7 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(backbone, method, tm
     assert all(not torch.equal(value, start[name]) for name, value in expected.items())
 
 
-@each_backbone
+@each_typical_backbone
 def test_best_model_is_loaded_at_the_end(backbone, tmp_path):
     trainer = make_trainer(
         backbone, tmp_path, load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False
@@ -91,7 +91,7 @@ def test_best_model_is_loaded_at_the_end(backbone, tmp_path):
     assert not all(torch.equal(value, loaded[name]) for name, value in adapter_state(last).items())
 
 
-@each_backbone
+@each_typical_backbone
 def test_training_learns_and_predicts(backbone, tmp_path):
     trainer = make_trainer(backbone, tmp_path, steps=30)
     before = trainer.evaluate()
@@ -102,7 +102,7 @@ def test_training_learns_and_predicts(backbone, tmp_path):
     assert prediction.predictions.shape == (12, 5) and np.array_equal(prediction.label_ids, np.arange(12) % 2)
 
 
-@each_backbone
+@each_typical_backbone
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_through_the_trainer(backbone, use_reentrant, tmp_path):
     def run(folder, **options):

@@ -82,7 +82,9 @@ class TokenBatchNorm(nn.BatchNorm1d):
 
     def _normalize(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.training and _is_recomputation():
-            return functional.batch_norm(tokens, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            # The same operation, on copies: checkpointing counts what it saves for the backward pass.
+            statistics = self.running_mean.clone(), self.running_var.clone()
+            return functional.batch_norm(tokens, *statistics, self.weight, self.bias, True, self.momentum, self.eps)
         return super().forward(tokens)
 
 

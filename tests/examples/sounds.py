@@ -1,13 +1,29 @@
 """Small data sets of tones, and tiny models saved with their feature extractors, for the tests of the examples."""
 
+import functools
+
 import numpy as np
 import soundfile
-from tiny import make_ast, make_wav2vec2
-from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor
+from tiny import make
+from transformers import (
+    ASTFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 
 LABELS = ("high", "low", "middle")
 FREQUENCIES = {"high": 4000, "low": 250, "middle": 1000}
+
+# Of the sizes that the tiny models take; all others read waveforms.
+EXTRACTORS = {
+    "ast": functools.partial(ASTFeatureExtractor, num_mel_bins=36, max_length=46),
+    "wav2vec2-bert": functools.partial(SeamlessM4TFeatureExtractor, feature_size=6, num_mel_bins=6),
+    "whisper": functools.partial(WhisperFeatureExtractor, feature_size=12, chunk_length=1),
+}
+# Whisper's extractor knows whole seconds alone.
+OVERRIDES = {"whisper": {"max_source_positions": 50}}
 
 
 def tone(label, seconds=0.5, rate=16000, seed=0):
@@ -31,13 +47,17 @@ def write_tones(folder, clips=12, folds=3, columns="file_name,label,fold"):
     return folder
 
 
-def save_ast(folder, **overrides):
-    make_ast(**overrides).save_pretrained(folder)
-    ASTFeatureExtractor(num_mel_bins=36, max_length=46).save_pretrained(folder)
+def save_model(folder, architecture, **overrides):
+    """A tiny model of this architecture (see `tiny.make`) with its feature extractor. Returns the folder's name."""
+    make(architecture, **OVERRIDES.get(architecture, {}) | overrides).save_pretrained(folder)
+    waveforms = functools.partial(Wav2Vec2FeatureExtractor, return_attention_mask=True)
+    EXTRACTORS.get(architecture, waveforms)().save_pretrained(folder)
     return str(folder)
+
+
+def save_ast(folder, **overrides):
+    return save_model(folder, "ast", **overrides)
 
 
 def save_wav2vec2(folder, **overrides):
-    make_wav2vec2(**overrides).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
-    return str(folder)
+    return save_model(folder, "wav2vec2", **overrides)

@@ -16,8 +16,8 @@ from audio_data import (
     minimum_seconds,
 )
 from clip_table import Clip, ClipTable, DataError, choose_splits, read_audiofolder, read_hub_dataset
-from sounds import LABELS, tone, write_tones
-from tiny import make_ast, make_wav2vec2, shared_path
+from sounds import EXTRACTORS, LABELS, tone, write_tones
+from tiny import make, make_ast, make_wav2vec2, shared_path
 from transformers import ASTFeatureExtractor, Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
 
@@ -340,6 +340,20 @@ def test_minimum_length_leaves_room_for_the_masks_of_specaugment():
     model(torch.randn(2, samples))
     with pytest.raises(ValueError, match="mask_length"):
         model(torch.randn(2, samples - 1))
+
+
+@pytest.mark.parametrize("mask", [{}, {"apply_spec_augment": True, "mask_time_prob": 0.5, "mask_time_length": 4}])
+def test_minimum_length_of_filter_bank_models(mask):
+    model = make("wav2vec2-bert", **mask).train()
+    samples = round(16000 * minimum_seconds(model.config, 16000))
+    extractor = EXTRACTORS["wav2vec2-bert"]()
+    inputs = extractor(tone("low", 1)[:samples], sampling_rate=16000, return_tensors="pt")
+    assert inputs["attention_mask"].tolist() == [[1] * (4 if mask else 1)]
+    assert model(**inputs).logits.isfinite().all()
+    if mask:
+        shorter = extractor(tone("low", 1)[: samples - 320], sampling_rate=16000, return_tensors="pt")
+        with pytest.raises(ValueError, match="mask_length"):
+            model(**shorter)
 
 
 def test_esc10_reads_as_five_equal_folds():

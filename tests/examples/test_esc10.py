@@ -1,6 +1,9 @@
+import copy
 import json
+import sys
 
 import esc10
+import esc10_plot
 import pytest
 from clip_table import DataError
 from esc10 import (
@@ -13,11 +16,15 @@ from esc10 import (
     make_settings,
     ready_runs,
     summarize,
-    table_rows,
 )
-from methods import apply_method
+from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, SIZES, TITLES, expand, method_of, row_of, size_name, title_of
+from esc10_table import table_rows
+from methods import METHODS, apply_method
 from sounds import save_ast, write_tones
+from tiny import trainable
 from train_classification import load_model, parameter_counts
+
+from peft_audio.backbones import resolve
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,31 @@ def record(method="ipet", fold="1", seed=0, accuracy=0.5, stage="test", **more):
     return values | {"trainable_parameters": 30, "total_parameters": 90, "head_parameters": 10, **more}
 
 
+def sized_record(method, size, accuracy, **more):
+    """A record of a method with `size` parameters beside a backbone of 1,000 and a head of 10."""
+    counts = {"trainable_parameters": size + 10, "total_parameters": 1000 + size + 2 * 10, "head_parameters": 10}
+    if method == "full":
+        counts["total_parameters"] = 1000 + 10  # nothing lies beside the model
+    return record(method, accuracy=accuracy, **counts, **more)
+
+
+def sized_summary():
+    """The summary of a comparison with two curves of several points, a single point, and both levels."""
+    sizes = {
+        ("ipet", 20): 0.7,
+        ("ipet@8-32", 90): 0.8,
+        ("ipet@1-1", 2): 0.75,
+        ("lora@1-2", 3): 0.6,
+        ("lora", 30): 0.9,
+        ("joint", 80): 0.65,
+        ("linear_probe", 0): 0.5,
+        ("full", 1000): 0.85,
+    }
+    records = [sized_record(name, size, accuracy) for (name, size), accuracy in sizes.items()]
+    records += [record(row, stage="select") for row in ("ipet", "lora", "joint", "linear_probe", "full")]
+    return summarize(by_run(records), dict.fromkeys(ROWS, [0.1]))
+
+
 def test_test_runs_wait_for_their_learning_rate(workspace):
     args = arguments(workspace)
     settings = make_settings(args)
@@ -60,6 +92,48 @@ def test_test_runs_wait_for_their_learning_rate(workspace):
     assert ready_runs(args, settings, finished) == [*tests, *candidates[2:]]
     finished[tests[0]] = record()
     assert ready_runs(args, settings, finished) == [tests[1], *candidates[2:]]
+
+
+def test_sizes_take_the_learning_rate_of_their_row_fold_by_fold(workspace):
+    args = arguments(workspace, methods=["ipet@1-1", "ipet@8-32"], seeds=[5])
+    settings = make_settings(args)
+    candidates = [Run("ipet", "select", fold, rate, 0) for fold in "12" for rate in (0.1, 0.2)]
+    assert ready_runs(args, settings, {}) == candidates
+
+    finished = {run: record() for run in candidates}
+    finished[candidates[1]] = record(accuracy=0.8)
+    finished[candidates[2]] = record(accuracy=0.7)
+    # What a size has shown itself decides nothing.
+    finished |= {run._replace(method="ipet@1-1"): record(accuracy=1.0) for run in (candidates[0], candidates[3])}
+    rates = {"1": 0.2, "2": 0.1}
+    tests = {name: [Run(name, "test", fold, rates[fold], 5) for fold in "12"] for name in args.methods}
+    assert ready_runs(args, settings, finished) == tests["ipet@1-1"] + tests["ipet@8-32"]
+
+    records = [{**record(), **run._asdict()} for run in tests["ipet@1-1"]]
+    records.append(record("ipet@1-1", fold="2", learning_rate=0.2, accuracy=1.0))  # not the row's rate there
+    records += [{**values, **run._asdict()} for run, values in finished.items()]
+    summary = summarize(by_run(records), settings.learning_rates)
+    assert list(summary) == ["ipet@1-1"]
+    assert summary["ipet@1-1"]["learning_rate_by_fold"] == rates
+    assert summary["ipet@1-1"]["test_runs"] == 2
+
+
+def test_a_comparison_of_sizes_selects_for_the_rows_alone(workspace, tmp_path, monkeypatch):
+    calls = []
+
+    def train(model_name, data_dir, settings, run):
+        calls.append(run)
+        return {"judged_fold": "3", **{name: value for name, value in record().items() if name not in Run._fields}}
+
+    monkeypatch.setattr(esc10, "train", train)
+    args = command(workspace, tmp_path)
+    args[args.index("--methods") + 1 : args.index("--learning_rates")] = ["ipet@1-1", "lora@1-2"]
+    results = main(args)
+    assert {(run.method, run.stage) for run in calls} == {
+        *(("ipet", "select"), ("lora", "select"), ("ipet@1-1", "test"), ("lora@1-2", "test")),
+    }
+    assert set(results["summary"]) == {"ipet@1-1", "lora@1-2"}
+    assert len(calls) == 2 * 2 * 2 + 2 * 2 * 2
 
 
 def test_the_test_fold_takes_no_part_in_training_or_selection(workspace, monkeypatch):
@@ -114,7 +188,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(workspace, tmp_path, mon
     capsys.readouterr()
     assert main(["--output_dir", str(tmp_path), "--table"]) == results
     printed = capsys.readouterr().out
-    assert "| ipet | " in printed
+    assert "| IPET | " in printed
     assert "ESC-10, ast, 1 epochs" in printed
     with pytest.raises(UsageError, match="epochs = 1, now it is 2"):
         main(command(workspace, tmp_path, "--epochs", "2"))
@@ -158,11 +232,146 @@ def test_summary_of_known_runs():
     assert ipet["accuracy_std_over_seeds"] == pytest.approx(0.1 / 2**0.5)
     assert ipet["accuracy_std_over_folds"] == pytest.approx(0.3 / 2**0.5)
     assert ipet["trainable_without_head"] == 20
+    assert ipet["share_of_backbone"] == 20 / 50  # 90 without what trains, and without the head that does not
     assert ipet["train_seconds_of_all_runs"] == 16
     assert summary["full"]["accuracy_std_over_seeds"] is None
     header, rows = table_rows(summary)
-    assert [row[:4] for row in rows] == [["ipet", "75.0", "7.1", "21.2"], ["full", "100.0", "-", "-"]]
+    assert [row[:4] for row in rows] == [["IPET", "75.0", "7.1", "21.2"], ["full fine-tuning", "100.0", "-", "-"]]
     assert all(len(row) == len(header) for row in rows)
+    assert rows[0][header.index("share of backbone %")] == "40.00"
+
+
+def test_the_table_has_a_row_a_method_and_the_sizes_on_request():
+    summary = sized_summary()
+    header, rows = table_rows(summary)
+    titles = ["linear probe", "IPET", "LoRA", "full fine-tuning", "Joint"]
+    assert [row[0] for row in rows] == titles
+    assert [row[header.index("share of backbone %")] for row in rows] == ["0.00", "2.00", "3.00", "100.00", "8.00"]
+    assert [row[0] for row in table_rows(summary, sizes=True)[1]] == [
+        *("linear probe", "IPET @ 1-1", "IPET", "IPET @ 8-32", "LoRA @ 1-2", "LoRA", "full fine-tuning", "Joint"),
+    ]
+
+
+# Rows and sizes
+
+
+def test_names_say_their_row_and_their_method():
+    assert [(name, row_of(name), method_of(name)) for name in ("ipet", "aat_ms@12", "time_freq_conv:T+F@13")] == [
+        ("ipet", "ipet", "ipet"),
+        ("aat_ms@12", "aat_ms", "aat_ms"),
+        ("time_freq_conv:T+F@13", "time_freq_conv:T+F", "time_freq_conv"),
+    ]
+    assert set(map(row_of, OPTIONS)) == set(ROWS) == set(TITLES) == set(LEARNING_RATES)
+    assert set(map(method_of, OPTIONS)) <= set(METHODS)
+    assert len(set(TITLES.values())) == len(TITLES)
+    assert (title_of("lora@1-2"), title_of("gone")) == ("LoRA @ 1-2", "gone")
+
+
+def test_groups_of_names_stand_for_all_their_names(monkeypatch):
+    assert Arguments(output_dir="out").methods == list(ROWS)
+    assert expand(["rows", "sizes"]) == list(OPTIONS)
+    assert all("@" in name for name in expand(["sizes"]))
+    assert expand(["lora", "ipet@1-1", "lora"]) == ["lora", "ipet@1-1"]
+    seen = []
+    monkeypatch.setattr(esc10, "run_missing", lambda args, results, path: seen.append(args.methods) or sys.exit())
+    with pytest.raises(SystemExit):
+        main(["--output_dir", "out", "--methods", "sizes", "lora"])
+    assert seen == [[*expand(["sizes"]), "lora"]]
+
+
+@pytest.fixture(scope="module")
+def shares():
+    """Trainable parameters beside the head, as a share of the bundled backbone's, by name."""
+    base, found = load_model(str(esc10.BUNDLED_BACKBONE), list("abcdefghij")), {}
+    head = sum(p.numel() for part in resolve(base).head for p in base.get_submodule(part).parameters())
+    backbone = sum(p.numel() for p in base.parameters()) - head
+    for name, options in OPTIONS.items():
+        model = apply_method(copy.deepcopy(base), method_of(name), **options)
+        found[name] = (sum(p.numel() for p in trainable(model).values()) - head) / backbone
+        counted = esc10.without_head({**parameter_counts(model), "head_parameters": head})
+        assert counted["share_of_backbone"] == pytest.approx(found[name], rel=1e-9), name
+    return found
+
+
+def test_all_sizes_lie_on_the_picture_and_grow_along_their_curve(shares):
+    assert (shares["linear_probe"], shares["full"]) == (0, 1)
+    drawn = {name: share for name, share in shares.items() if name not in ("linear_probe", "full")}
+    assert {name: share for name, share in drawn.items() if not 0.001 <= share <= 0.1} == {}
+    for row, sizes in SIZES.items():
+        curve = [shares[size_name(row, size)] for size in sizes]
+        assert curve == sorted(set(curve)), row
+        assert curve[0] < shares[row] < curve[-1], row
+        assert shares[row] not in curve, row
+        assert curve[-1] / curve[0] > 10, row
+
+
+def test_rows_compared_have_comparable_sizes(shares):
+    convolutions = [row for row in ROWS if method_of(row) == "time_freq_conv"]
+    assert len(convolutions) == 4
+    assert {shares[row] for row in convolutions} == {shares[convolutions[0]]}
+    for row in ("lora", "bottleneck", "conformer", "parallel_mlp", *convolutions):
+        assert shares[row] == pytest.approx(shares["ipet"], rel=0.15), row
+    assert 0.01 <= shares["ipet"] <= 0.05
+    assert shares["ipet"] == pytest.approx(shares["embedding_prompt"] + shares["parallel_mlp"])
+    assert shares["aat_m"] < shares["aat_ms"] < shares["joint"]
+
+
+# The picture
+
+
+def test_each_method_is_a_curve_from_small_to_large():
+    axes = esc10_plot.draw(sized_summary()).axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    points = {
+        "IPET": [(0.2, 75), (2, 70), (9, 80)],
+        "LoRA": [(0.3, 60), (3, 90)],
+        "Joint": [(8, 65)],
+        "full fine-tuning": [(0, 85), (1, 85)],  # horizontal lines go from 0 to 1 of the axes
+        "linear probe": [(0, 50), (1, 50)],
+    }
+    assert set(lines) == set(points)
+    for title, expected in points.items():
+        assert [x for point in lines[title] for x in point] == pytest.approx([x for p in expected for x in p]), title
+    assert axes.get_xscale() == "log"
+    low, high = axes.get_xlim()
+    assert low < 0.1 < 10 < high
+    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert sorted(legend) == sorted(points)
+
+
+def test_curves_can_be_told_apart():
+    styles = esc10_plot.STYLES
+    assert set(styles) | set(esc10_plot.LEVELS) == set(ROWS)
+    assert len(set(styles.values())) == len(styles)
+    # Without colours, the marker tells the members of a family apart.
+    assert len({(color, marker) for color, marker, _ in styles.values()}) == len(styles)
+
+
+def test_the_picture_is_written_whole(tmp_path, monkeypatch):
+    path = tmp_path / "pictures" / "sizes.png"
+    esc10_plot.plot_sizes({}, path)
+    esc10_plot.plot_sizes(sized_summary(), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert list(path.parent.iterdir()) == [path]
+    before = path.read_bytes()
+    monkeypatch.setattr(esc10_plot.Figure, "savefig", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        esc10_plot.plot_sizes(sized_summary(), path)
+    assert path.read_bytes() == before
+
+
+def test_table_and_picture_come_from_a_results_file(tmp_path, capsys):
+    records = [sized_record(name, 20, 0.7) for name in ("ipet", "ipet@1-1")] + [record(stage="select")]
+    settings = {"model": "ast", "epochs": 3, "learning_rates": dict.fromkeys(ROWS, [0.1])}
+    (tmp_path / "results.json").write_text(json.dumps({"settings": settings, "runs": records}))
+    call = ["--output_dir", str(tmp_path), "--table"]
+    main([*call, "--plot", str(tmp_path / "sizes.png")])
+    assert (tmp_path / "sizes.png").stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "| IPET | 70.0 |" in printed
+    assert "@" not in printed
+    main([*call, "--sizes"])
+    assert "| IPET @ 1-1 | 70.0 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -171,6 +380,7 @@ def test_summary_of_known_runs():
         (("--folds", "7"), "--folds 7: the folds of .* are 1, 2, 3"),
         (("--jobs", "0"), "--jobs 0"),
         (("--table",), "there is no .*results.json"),
+        (("--plot", "sizes"), "--plot sizes: the file name must end in one of .*\\.png"),
     ],
 )
 def test_unusable_arguments_are_named(workspace, tmp_path, more, expected):
@@ -183,14 +393,3 @@ def test_data_is_needed(workspace, tmp_path):
         main(["--output_dir", str(tmp_path)])
     with pytest.raises(DataError, match="not a folder"):
         main(["--output_dir", str(tmp_path), "--data_dir", str(tmp_path / "absent")])
-
-
-def test_methods_compared_have_comparable_sizes():
-    labels = sorted(set("abcdefghij"))
-    sizes = {}
-    for method, options in esc10.OPTIONS.items():
-        model = apply_method(load_model(str(esc10.BUNDLED_BACKBONE), labels), method, **options)
-        sizes[method] = parameter_counts(model)["trainable_parameters"]
-    assert 0.01 <= sizes["ipet"] / sizes["full"] <= 0.05
-    assert sizes["lora"] == pytest.approx(sizes["ipet"], rel=0.1)
-    assert sizes["linear_probe"] < sizes["embedding_prompt"] < sizes["parallel_mlp"] < sizes["ipet"]

@@ -1,4 +1,5 @@
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -6,14 +7,14 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-import soundfile
 import torch
 import train_classification
 from clip_table import DataError
 from methods import METHODS, MethodArguments, apply_method, make_config, method_settings, query_value_names
 from peft import PeftModel
 from reporting import plot_curves, write_json
-from sounds import LABELS, save_ast, save_wav2vec2, tone, write_tones
+from runs import arguments, run_card
+from sounds import LABELS, save_ast, save_wav2vec2, write_tones
 from tiny import make_ast, make_inputs, make_wav2vec2, trainable
 from train_classification import (
     BadAudioError,
@@ -22,6 +23,7 @@ from train_classification import (
     load_model,
     main,
     multi_label_metrics,
+    parse_arguments,
     single_label_metrics,
 )
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Trainer
@@ -42,35 +44,15 @@ def workspace(tmp_path_factory):
     return folder
 
 
-def arguments(workspace, out, *more, model="ast", method="ipet", data="data"):
-    return [
-        *("--method", method, "--model_name_or_path", str(workspace / model), "--data_dir", str(workspace / data)),
-        *("--output_dir", str(out), "--num_train_epochs", "2", "--disable_tqdm", "True", "--use_cpu", "True"),
-        *more,
-    ]
-
-
-def run_card(folder, monkeypatch, capsys):
-    """Runs the code of the model card in `folder` and returns what it prints."""
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    soundfile.write(folder / "clip.wav", tone("low"), 16000)
-    monkeypatch.chdir(folder)
-    capsys.readouterr()
-    exec(compile(code, "README.md", "exec"), {})
-    return capsys.readouterr().out.strip()
-
-
 # Methods
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_trains_its_own_parameters_and_the_head(method, backbone):
-    # The start that joint has by default needs patches.
-    options = {"prompt_init": "xavier_uniform"} if (method, backbone) == ("joint", "wav2vec2") else {}
     base = BACKBONES[backbone]()
     names = {name for name, _ in base.named_parameters()}
-    model = apply_method(base, method, **options).train()
+    model = apply_method(base, method).train()
     model(**make_inputs(backbone)).logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in trainable(model).values())
     if method == "full":
@@ -78,9 +60,10 @@ def test_each_method_trains_its_own_parameters_and_the_head(method, backbone):
         return
     assert isinstance(model, PeftModel)
     own = {name for name in trainable(model) if "modules_to_save" not in name}
-    assert bool(own) == (method != "linear_probe")
+    assert bool(own) == (method not in ("linear_probe", "partial"))
     assert len(trainable(model)) > len(own)
-    assert all(("lora_" if method == "lora" else model.base_model.prefix) in name for name in own)
+    mark = {"lora": "lora_", "bitfit": ".bias"}.get(method, model.base_model.prefix)
+    assert all(mark in name for name in own)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,13 +78,22 @@ def test_each_option_reaches_the_configuration(method):
         "adapter_dropout": 0.3,
         "spatial_bottleneck_dim": 5,
         "layers_to_transform": [0, 2],
+        "attention_kernel": "3x5",
+        "mlp_kernel": "auto",
+        "sites": ["mlp", "attention"],
+        "placement": "sequential",
+        "residual": False,
+        "train_layer_norms": True,
+        "conv_kernel": 5,
+        "prompt_size": 4,
         "lora_r": 2,
         "lora_alpha": 3,
         "lora_dropout": 0.4,
     }
+    in_force = values | {"attention_kernel": (3, 5), "sites": ("mlp", "attention")}
     options = {name: value for name, value in values.items() if name in METHODS[method].options}
     settings = method_settings(apply_method(make_ast(), method, **options), method)
-    assert settings == options
+    assert settings == {name: in_force[name] for name in options}
     assert set(METHODS[method].options) - {"reduction_factor"} == set(options)
 
 
@@ -112,6 +104,29 @@ def test_methods_have_the_papers_settings():
     joint = make_config("joint")
     assert (joint.adapter_input, joint.activation, joint.scaling, joint.dropout) == ("normalized", "gelu", 1.0, 0.0)
     assert (joint.spatial_adapter, joint.reduction_factor, joint.num_virtual_tokens) == (True, 4, 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "kernel"), [("1x3", (1, 3)), ("5x1", (5, 1)), ("3x11", (3, 11)), ("auto", "auto"), ("none", None)]
+)
+def test_kernels_are_frequency_by_time(text, kernel):
+    config = make_config("time_freq_conv", attention_kernel=text)
+    assert (config.attention_kernel, config.mlp_kernel) == (kernel, "auto")
+    assert make_config("time_freq_conv", mlp_kernel=text).mlp_kernel == kernel
+
+
+@pytest.mark.parametrize("text", ["2x3", "ax3", "1x3x3", "3", "0x3", "-1x3", "x", "", "None"])
+def test_bad_kernels_are_named(text):
+    expected = re.escape("--mlp_kernel must be FREQUENCYxTIME, two odd numbers (e.g. 1x3), auto or none, got ")
+    with pytest.raises(ValueError, match=expected + repr(text)):
+        make_config("time_freq_conv", mlp_kernel=text)
+
+
+def test_joint_starts_its_prompts_as_the_model_allows():
+    for make_model, start in ((make_ast, "vpt"), (make_wav2vec2, "xavier_uniform")):
+        assert apply_method(make_model(), "joint").peft_config["default"].prompt_init == start
+    chosen = apply_method(make_ast(), "joint", prompt_init="xavier_uniform")
+    assert chosen.peft_config["default"].prompt_init == "xavier_uniform"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +147,17 @@ def test_unusable_options_are_refused(method, options, expected):
 def test_lora_says_what_it_looked_for():
     with pytest.raises(ValueError, match="no query and value projections in Sequential.*0, 1.*q_proj and v_proj"):
         query_value_names(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)))
+
+
+def test_options_of_several_words_and_switches_come_from_the_command_line(workspace, tmp_path):
+    more = ("--sites", "attention", "mlp", "--residual", "False", "--train_layer_norms", "--layers_to_transform", "-1")
+    _, _, given, _ = parse_arguments(arguments(workspace, tmp_path, *more, method="bottleneck"))
+    assert given.options() == {
+        "sites": ["attention", "mlp"],
+        "residual": False,
+        "train_layer_norms": True,
+        "layers_to_transform": [-1],
+    }
 
 
 def test_every_option_belongs_to_a_method():
@@ -205,7 +231,7 @@ def test_a_run_leaves_a_model_that_its_card_can_load(workspace, tmp_path, monkey
     metadata = (tmp_path / "README.md").read_text().split("---")[1]
     assert "pipeline_tag: audio-classification" in metadata
     assert str(workspace) not in metadata
-    assert run_card(tmp_path, monkeypatch, capsys) in LABELS
+    assert run_card(tmp_path, monkeypatch, capsys)[0] in LABELS
 
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
     if model == "ast":
@@ -230,7 +256,7 @@ def test_several_labels_a_clip(workspace, tmp_path, monkeypatch, capsys, model):
     )  # fmt: skip
     assert {"eval_map", "eval_micro_f1"} <= set(results)
     assert "eval_accuracy" not in results
-    assert len(run_card(out, monkeypatch, capsys).splitlines()) == 4
+    assert len(run_card(out, monkeypatch, capsys)[0].splitlines()) == 4
     config = AutoPeftModelForAudioClassification.from_pretrained(str(out)).config
     assert config.problem_type == "multi_label_classification"
 
@@ -281,12 +307,29 @@ def test_bad_files_stop_a_run_or_are_skipped_and_counted(workspace, tmp_path):
         (("--fold", "9"), DataError, "--fold 9 does not exist, the folds are 1, 2, 3"),
         (("--dataset_name", "some/data"), UsageError, "either --data_dir"),
         (("--model_name_or_path", "/absent"), UsageError, "--model_name_or_path /absent: neither a folder"),
+        (
+            ("--method", "time_freq_conv", "--attention_kernel", "2x3"),
+            UsageError,
+            "--attention_kernel must be .*'2x3'",
+        ),
+        (("--method", "time_freq_conv", "--mlp_kernel", "1x3x3"), UsageError, "--mlp_kernel must be .*'1x3x3'"),
+        (
+            ("--method", "input_prompt", "--prompt_size", "40", "--fold", "1"),
+            UsageError,
+            "--method input_prompt: `prompt_size` must be at most half",
+        ),
         (("--max_seconds", "0.01"), UsageError, "--max_seconds 0.01: this model needs at least 0.175 s"),
     ],
 )
 def test_unusable_arguments_are_named(workspace, tmp_path, change, error, expected):
     with pytest.raises(error, match=expected):
         main(arguments(workspace, tmp_path, *change))
+
+
+def test_a_kernel_over_frequency_is_for_models_with_patches(workspace, tmp_path):
+    more = ("--mlp_kernel", "3x1", "--fold", "1")
+    with pytest.raises(UsageError, match=r"--method time_freq_conv: `mlp_kernel` must be \(1, time\) on wav2vec2"):
+        main(arguments(workspace, tmp_path, *more, model="wav2vec2", method="time_freq_conv"))
 
 
 def test_input_length_is_for_spectrogram_models(workspace, tmp_path):
