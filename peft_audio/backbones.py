@@ -191,7 +191,9 @@ def _either_norm(spec: EncoderSpec) -> SpecOrRule:
 
 def _with_relative_positions(spec: EncoderSpec) -> SpecOrRule:
     told = ("relative", "rotary")  # the others are worked out inside attention
-    return lambda config: replace(spec, positions=CONFORMER_POSITIONS if config.position_embeddings_type in told else None)
+    return lambda config: replace(
+        spec, positions=CONFORMER_POSITIONS if config.position_embeddings_type in told else None
+    )
 
 
 BACKBONES: dict[str, SpecOrRule] = {

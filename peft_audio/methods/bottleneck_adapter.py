@@ -101,7 +101,9 @@ class BottleneckAdapterModel(EncoderTuner):
             parts = parts._replace(**{f"{site}_adapter": adapter, f"{site}_wiring": config.wiring()})
         if config.train_layer_norms:
             norms = {site: getattr(modules, NORMS[site]) for site in config.sites}
-            parts = parts._replace(**{f"{site}_norm": _own_norm(norm) for site, norm in norms.items() if norm is not None})
+            parts = parts._replace(
+                **{f"{site}_norm": _own_norm(norm) for site, norm in norms.items() if norm is not None}
+            )
             some = parts.attention_norm is not None or parts.mlp_norm is not None
             rule = f"False for sites {config.sites} on {backbone.model_type}, which has no norm in front of attention"
             require(some, "train_layer_norms", rule, config.train_layer_norms)

@@ -97,7 +97,9 @@ class TimeFreqConvAdapterModel(EncoderTuner):
 
     prefix = "time_freq_conv_adapter_"
 
-    def build_parts(self, config: TimeFreqConvAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+    def build_parts(
+        self, config: TimeFreqConvAdapterConfig, backbone: Backbone, modules: LayerModules
+    ) -> AdapterParts:
         parts, wiring = super().build_parts(config, backbone, modules), Wiring(config.adapter_input)
         for block, kernel in config.kernels(backbone).items():
             if kernel is not None:

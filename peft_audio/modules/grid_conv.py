@@ -92,9 +92,7 @@ def _sum_shifted(taps: torch.Tensor, grid: tuple[int, int], kernel: list[int]) -
     special, patches = taps[:, :num_special, centre], taps[:, num_special:].unflatten(1, grid)
     padding = (0, 0, 0, 0, width // 2, width // 2, height // 2, height // 2)
     padded = functional.pad(patches, padding)
-    shifted = [
-        padded[:, i : i + rows, j : j + columns, i * width + j] for i in range(height) for j in range(width)
-    ]
+    shifted = [padded[:, i : i + rows, j : j + columns, i * width + j] for i in range(height) for j in range(width)]
     return torch.cat([special, sum(shifted[1:], start=shifted[0]).flatten(1, 2)], dim=1)
 
 
