@@ -1,13 +1,16 @@
 """The table of backbones, and architectures that it does not know."""
 
+import copy
+
 import pytest
 import torch
-from peft import get_peft_model
+import transformers
+from peft import PeftModel, get_peft_model
 from tiny import BACKBONES, METHODS, NUM_LAYERS, each_backbone, each_method, make_inputs, randomize
 from torch import nn
-from transformers import PretrainedConfig, WhisperConfig, WhisperForAudioClassification
+from transformers import PretrainedConfig
 
-from peft_audio import EncoderSpec, IPETConfig, register_backbone
+from peft_audio import EncoderSpec, IPETConfig, TimeFreqConvAdapterConfig, register_backbone
 from peft_audio.backbones import BACKBONES as TABLE
 from peft_audio.backbones import resolve
 
@@ -23,21 +26,13 @@ def test_places_are_found_with_and_without_adapters(backbone):
 
 
 def test_an_unsupported_model_is_told_what_to_do():
-    config = WhisperConfig(
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        vocab_size=8,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-        max_source_positions=10,
+    model = transformers.ClapAudioModel(
+        transformers.ClapAudioConfig(depths=[1], num_attention_heads=[2], patch_embeds_hidden_size=8)
     )
-    with pytest.raises(ValueError, match="'whisper'.*audio-spectrogram-transformer, wav2vec2.*register_backbone"):
-        get_peft_model(WhisperForAudioClassification(config), IPETConfig())
+    with pytest.raises(
+        ValueError, match="'clap_audio_model'.*audio-spectrogram-transformer, .*whisper.*register_backbone"
+    ):
+        get_peft_model(model, IPETConfig())
 
 
 def test_a_changed_layout_is_told_what_was_looked_for():
@@ -73,17 +68,19 @@ class Mixer(nn.Module):
 
 
 class Unheard(nn.Module):
-    """A classifier that no library knows."""
+    """A classifier that no library knows, of spectrograms in patches of 4 x 4."""
 
     def __init__(self, width=32):
         super().__init__()
         self.config = PretrainedConfig(num_labels=4)
         self.config.model_type = "unheard-of"
+        self.config.size = (8, 20)
+        self.stem = nn.Conv2d(1, width, 4, stride=4)
         self.blocks = nn.ModuleList(Block(width) for _ in range(2))
         self.out = nn.Linear(width, 4)
 
-    def forward(self, input_values):
-        tokens = input_values
+    def forward(self, spectrograms):
+        tokens = self.stem(spectrograms.unsqueeze(1)).flatten(2).transpose(1, 2)
         for block in self.blocks:
             tokens = block(tokens)
         return self.out(tokens.mean(1))
@@ -98,6 +95,9 @@ def registered():
         feed_forward_norm="norm_mid",
         feed_forward="narrow",
         head=("out",),
+        patch_projection="stem",
+        input="stem",
+        input_shape=lambda config: (1, *config.size),
     )
     register_backbone("unheard-of", spec)
     yield
@@ -105,17 +105,30 @@ def registered():
 
 
 @each_method
-def test_a_users_own_architecture(method, registered):
-    model, tokens = Unheard(), torch.randn(2, 6, 32)
-    base = model(tokens)
+def test_a_users_own_architecture(method, registered, tmp_path):
+    model, spectrograms = Unheard(), torch.randn(2, 8, 20)
+    base, start = model(spectrograms), copy.deepcopy(model)
     adapted = randomize(get_peft_model(model, METHODS[method]()))
-    output = adapted(tokens)
+    output = adapted(spectrograms)
     assert not torch.allclose(output, base, atol=1e-4)
     output.sum().backward()
     assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
     assert adapted.peft_config["default"].modules_to_save == ["out"]
     with adapted.disable_adapter():
-        assert torch.equal(adapted(tokens), base)
+        assert torch.equal(adapted(spectrograms), base)
+    adapted.eval().save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(start, tmp_path)
+    assert torch.equal(again(spectrograms), adapted(spectrograms))
+
+
+def test_the_grid_is_that_of_the_input_given(registered):
+    """The registered convolution tells: the same number of tokens, in another grid, gives other results."""
+    config = TimeFreqConvAdapterConfig(attention_kernel=(3, 1), mlp_kernel=None, init_weights=False)
+    model = get_peft_model(Unheard(), config)
+    layer = model.base_model.model.blocks[0]
+    for height, width in ((8, 20), (20, 8), (4, 12)):
+        model(torch.randn(1, height, width))
+        assert layer._layout(99).grid == (height // 4, width // 4)
 
 
 @pytest.mark.parametrize("model_type, spec", [("", EncoderSpec("a", "b", "c", "d")), ("x", "blocks"), (3, None)])

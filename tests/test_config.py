@@ -6,9 +6,17 @@ import pickle
 import pytest
 import torch
 from peft import PeftConfig, get_peft_config, get_peft_model
-from tiny import METHODS, each_method, make_ast, make_inputs, make_wav2vec2
+from tiny import METHODS, NOT_IN_LAYERS, each_method, make, make_ast, make_inputs, make_wav2vec2
 
-from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
+from peft_audio import (
+    BottleneckAdapterConfig,
+    EmbeddingPromptConfig,
+    InputPromptConfig,
+    IPETConfig,
+    ParallelMLPAdapterConfig,
+    TimeFreqConvAdapterConfig,
+)
+from peft_audio.backbones import resolve
 
 
 SHARED = [
@@ -31,7 +39,7 @@ PROMPT = [
     ("prompt_dropout", -0.1, r"\[0, 1\)"),
     ("prompt_init", "normal", "'xavier_uniform', 'vpt'"),
 ]
-ADAPTER = [
+BOTTLENECK = [
     ("bottleneck_dim", 0, "positive integer"),
     ("bottleneck_dim", "64", "positive integer"),
     ("reduction_factor", 0.5, "at least 1"),
@@ -42,18 +50,51 @@ ADAPTER = [
     ("scaling", float("inf"), "finite"),
     ("scaling", 0.0, "other than 0"),
     ("scaling", None, "finite"),
-    ("learn_scaling", 1, "True or False"),
     ("dropout", 1.5, r"\[0, 1\)"),
+]
+PARALLEL = [
+    ("learn_scaling", 1, "True or False"),
     ("adapter_input", "raw", "'normalized', 'residual'"),
     ("use_bias", "no", "True or False"),
     ("spatial_adapter", None, "True or False"),
     ("spatial_bottleneck_dim", 0, "positive integer"),
     ("spatial_bottleneck_dim", 8, "spatial_adapter=True"),
 ]
+CONV = [
+    ("attention_kernel", (1, 2), "odd"),
+    ("attention_kernel", (0, 1), "odd"),
+    ("attention_kernel", (1, 3, 1), "pair"),
+    ("mlp_kernel", 3, "pair"),
+    ("mlp_kernel", "time", "'auto'"),
+    ("mlp_kernel", (1.0, 3), "odd"),
+    ("use_bias", "no", "True or False"),
+    ("adapter_input", "raw", "'normalized', 'residual'"),
+]
+SITES = [
+    ("block", "lstm", "'bottleneck', 'conformer'"),
+    ("sites", "mlp", "a tuple of"),
+    ("sites", (), "a tuple of"),
+    ("sites", ("mlp", "mlp"), "a tuple of"),
+    ("sites", ("mlp", "head"), "a tuple of"),
+    ("placement", "before", "'parallel', 'sequential'"),
+    ("residual", "yes", "True or False"),
+    ("conv_kernel", 0, "positive integer"),
+    ("conv_kernel", 5, "has no convolution"),
+    ("train_layer_norms", 1, "True or False"),
+]
+INPUT = [
+    ("prompt_size", 0, "positive integer"),
+    ("prompt_size", 2.5, "positive integer"),
+    ("layers_to_transform", 1, "not to encoder layers"),
+    ("layers_to_transform", [], "not to encoder layers"),
+]
 CASES = (
     [(EmbeddingPromptConfig, *case) for case in SHARED + PROMPT]
-    + [(ParallelMLPAdapterConfig, *case) for case in SHARED + ADAPTER]
-    + [(IPETConfig, *case) for case in SHARED + PROMPT + ADAPTER]
+    + [(ParallelMLPAdapterConfig, *case) for case in SHARED + BOTTLENECK + PARALLEL]
+    + [(IPETConfig, *case) for case in SHARED + PROMPT + BOTTLENECK + PARALLEL]
+    + [(TimeFreqConvAdapterConfig, *case) for case in SHARED + BOTTLENECK + CONV]
+    + [(BottleneckAdapterConfig, *case) for case in SHARED + BOTTLENECK + SITES]
+    + [(InputPromptConfig, *case) for case in SHARED + INPUT]
 )
 
 
@@ -71,11 +112,32 @@ def test_the_papers_defaults():
     assert (config.scaling, config.dropout, config.adapter_input) == (0.1, 0.1, "residual")
     adapter = ParallelMLPAdapterConfig()
     assert (adapter.scaling, adapter.dropout, adapter.adapter_input) == (1.0, 0.0, "normalized")
+    conv = TimeFreqConvAdapterConfig()
+    assert (conv.bottleneck_dim, conv.activation, conv.use_bias, conv.scaling) == (36, "gelu", False, 1.0)
+    block = BottleneckAdapterConfig()
+    assert (block.bottleneck_dim, block.activation, block.sites, block.placement) == (64, "gelu", ("mlp",), "parallel")
+    assert InputPromptConfig().prompt_size == 10
+
+
+def test_a_conformer_has_its_own_activation_and_a_convolution_somewhere_to_act():
+    with pytest.raises(ValueError, match="`activation` .*SiLU.*'relu'"):
+        BottleneckAdapterConfig(block="conformer", activation="relu")
+    with pytest.raises(ValueError, match="`mlp_kernel` must be a kernel where `attention_kernel` is None"):
+        TimeFreqConvAdapterConfig(attention_kernel=None, mlp_kernel=None)
+
+
+def test_kernels_of_every_backbone():
+    chosen = {"attention": (1, 3), "mlp": (3, 1)}
+    assert TimeFreqConvAdapterConfig().kernels(resolve(make_ast())) == chosen
+    assert TimeFreqConvAdapterConfig().kernels(resolve(make("vit"))) == chosen
+    chosen = {"attention": (1, 3), "mlp": (1, 3)}
+    assert TimeFreqConvAdapterConfig().kernels(resolve(make_wav2vec2())) == chosen
+    assert TimeFreqConvAdapterConfig().kernels(resolve(make("whisper"))) == chosen
 
 
 @each_method
 def test_round_trips(method, tmp_path):
-    config = METHODS[method](layers_to_transform=[0, -1])
+    config = METHODS[method](**({} if method in NOT_IN_LAYERS else {"layers_to_transform": [0, -1]}))
     config.save_pretrained(tmp_path)
     assert PeftConfig.from_pretrained(tmp_path) == config
     assert get_peft_config(config.to_dict()) == config
@@ -88,24 +150,33 @@ def test_tuples_become_lists():
     assert (config.layers_to_transform, config.modules_to_save) == ([], ["classifier"])
 
 
+NO_FREQUENCY = "`mlp_kernel` must be .*wav2vec2, whose tokens are frames of time without a frequency axis"
 MISFITS = [
-    (make_ast, {"layers_to_transform": 3}, "between -3 and 2"),
-    (make_ast, {"layers_to_transform": [-4]}, "between -3 and 2"),
-    (make_ast, {"layers_to_transform": [2, -1]}, "name one layer"),
-    (make_ast, {"modules_to_save": ["classifier", "projector"]}, "'projector'"),
-    (make_ast, {"reduction_factor": 100}, "hidden size"),
-    (make_wav2vec2, {"prompt_init": "vpt"}, "no patch size"),
+    ("ast", IPETConfig, {"layers_to_transform": 3}, "between -3 and 2"),
+    ("ast", IPETConfig, {"layers_to_transform": [-4]}, "between -3 and 2"),
+    ("ast", IPETConfig, {"layers_to_transform": [2, -1]}, "name one layer"),
+    ("ast", IPETConfig, {"modules_to_save": ["classifier", "projector"]}, "'projector'"),
+    ("ast", IPETConfig, {"reduction_factor": 100}, "hidden size"),
+    ("wav2vec2", IPETConfig, {"prompt_init": "vpt"}, "no patch size"),
+    ("wav2vec2", TimeFreqConvAdapterConfig, {"mlp_kernel": (3, 1)}, NO_FREQUENCY),
+    ("ast", InputPromptConfig, {"prompt_size": 19}, r"at most half of .*\(46, 36\)"),
+    ("whisper", InputPromptConfig, {"prompt_size": 7}, r"at most half of .*\(12, 28\)"),
+    (
+        "wav2vec2",
+        BottleneckAdapterConfig,
+        {"sites": ("attention",), "train_layer_norms": True},
+        "`train_layer_norms` must be False .* no norm in front of attention",
+    ),
 ]
 
 
-@pytest.mark.parametrize("make_model, options, rule", MISFITS)
-def test_a_configuration_that_does_not_fit_leaves_the_model_alone(make_model, options, rule):
-    model = make_model()
+@pytest.mark.parametrize("backbone, config_cls, options, rule", MISFITS)
+def test_a_configuration_that_does_not_fit_leaves_the_model_alone(backbone, config_cls, options, rule):
+    model = make(backbone)
     keys, flags = list(model.state_dict()), [parameter.requires_grad for parameter in model.parameters()]
-    backbone = "ast" if make_model is make_ast else "wav2vec2"
     before = model(**make_inputs(backbone)).logits
     with pytest.raises(ValueError, match=rule):
-        get_peft_model(model, IPETConfig(**options))
+        get_peft_model(model, config_cls(**options))
     assert list(model.state_dict()) == keys and not hasattr(model, "peft_config")
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert torch.equal(model(**make_inputs(backbone)).logits, before)

@@ -17,8 +17,9 @@ from tiny import (
 )
 
 from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
-from peft_audio.layer import PARTS, EncoderTunerLayer
+from peft_audio.layer import EncoderTunerLayer
 from peft_audio.masks import grow_mask as _grow_mask
+from peft_audio.tuner_layer import HookedTunerLayer
 
 
 LABELS = torch.tensor([0, 3])
@@ -46,9 +47,10 @@ def test_ipet_starts_as_its_prompts_alone(backbone):
 @each_method
 def test_autocast_and_low_precision_base(method):
     model = randomize(get_peft_model(make_ast().to(torch.bfloat16), METHODS[method]()))
-    layer = next(module for module in model.modules() if isinstance(module, EncoderTunerLayer))
-    own = [p for part in PARTS for p in getattr(layer, layer.prefix + part).parameters()]
-    assert {parameter.dtype for parameter in own} == {torch.float32}
+    layers = [module for module in model.modules() if isinstance(module, HookedTunerLayer)]
+    own = [p for layer in layers for part in layer.parts for p in layer.part(part).parameters()]
+    assert {parameter.dtype for parameter in own} == ({torch.float32} if own else set())
+    assert bool(own) == (method != "linear_probe")
     output = model(input_values=make_inputs("ast")["input_values"].to(torch.bfloat16), labels=LABELS)
     assert output.logits.dtype == torch.bfloat16
     output.loss.backward()

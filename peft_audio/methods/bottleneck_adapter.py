@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional, Union
 
+import torch
 from torch import nn
 
 from ..backbones import Backbone, LayerModules
@@ -123,7 +124,9 @@ def _own_norm(norm: nn.Module) -> nn.LayerNorm:
     is_layer_norm = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine
     require(is_layer_norm, "train_layer_norms", "False for norms that are no layer norm with weights", norm)
     own = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, bias=norm.bias is not None)
-    own.load_state_dict(norm.state_dict())
+    with torch.no_grad():
+        for parameter, frozen in zip(own.parameters(), norm.parameters()):
+            parameter.copy_(frozen)
     return own
 
 

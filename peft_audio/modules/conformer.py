@@ -81,6 +81,10 @@ class TokenBatchNorm(nn.BatchNorm1d):
         return outputs
 
     def _normalize(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.running_mean.dtype != self.weight.dtype:
+            # PEFT keeps the parameters of adapters on a half-precision model in float32, but not their buffers.
+            self.running_mean = self.running_mean.to(self.weight.dtype)
+            self.running_var = self.running_var.to(self.weight.dtype)
         if self.training and _is_recomputation():
             # The same operation, on copies: checkpointing counts what it saves for the backward pass.
             statistics = self.running_mean.clone(), self.running_var.clone()
