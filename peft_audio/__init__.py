@@ -5,7 +5,7 @@ Importing the package registers its tuner types, so `get_peft_model`, `PeftModel
 """
 
 from .ast import resize_ast
-from .ast_conversion import ast_from_ssast, ast_from_vit
+from .ast_conversion import ast_from_vit
 from .auto import AutoPeftModelForAudioClassification
 from .backbones import EncoderSpec, register_backbone, supported_backbones
 from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
@@ -15,6 +15,7 @@ from .methods.ipet import IPETConfig, IPETModel
 from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .pooling import use_statistics_pooling
+from .ssast import ast_from_ssast
 from .token_pooling import use_mean_token_pooling
 
 

@@ -17,8 +17,9 @@ from .checkpoint import check_tensors
 from .config import EncoderAdapterConfig
 from .layer import AdapterParts, EncoderTunerLayer
 from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
+from .positions import attach_positions, detach_positions
 from .settings import check_settings, has_generic_labels, read_settings, set_labels
-from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, keep_frozen_statistics
+from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
 
 
 class EncoderTuner(BaseTuner):
@@ -82,8 +83,17 @@ class EncoderTuner(BaseTuner):
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         _check_adapter_name(adapter_name, model, self.prefix, self.tuner_layer_cls.parts)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
-        self._freeze_front_end(resolve(model))
+        backbone = resolve(model)
+        self._freeze_front_end(backbone)
         keep_frozen_statistics(model)
+        attentions = (locate(model.get_submodule(name), backbone.spec).attention for name in backbone.layer_names)
+        detach_positions(attentions, backbone.spec.positions, backbone.position_source)
+
+    def unload(self) -> nn.Module:
+        """Return the base model without adapters and without their hooks; a trained head stays in it."""
+        model = super().unload()
+        attach_positions(model)
+        return model
 
     def train(self, mode: bool = True) -> EncoderTuner:
         super().train(mode)
@@ -144,9 +154,7 @@ class EncoderTuner(BaseTuner):
 
     def _freeze_front_end(self, backbone: Backbone) -> None:
         # A frozen feature encoder still marks its input as requiring a gradient, and so runs its backward pass.
-        front_end = backbone.front_end
-        if isinstance(front_end, HookedTunerLayer):
-            front_end = front_end.get_base_layer()
+        front_end = None if backbone.front_end is None else base_layer_of(backbone.front_end)
         if front_end is not None and not any(parameter.requires_grad for parameter in front_end.parameters()):
             front_end._freeze_parameters()
 

@@ -6,7 +6,7 @@ layer, made for the tokens alone: prompts take the positions in front of the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -23,11 +23,59 @@ class PositionRule:
             attention will see (prompts and tokens, `(batch, prompts + tokens, d)`), and attention's arguments by name.
         crop: `(output, num_prompts) -> output` for what attention returns beside the tokens.
         source: path of the module that makes the positions, from the model without its head.
+        handed_on: the argument of encoder layers that the layer before returned beside the tokens.
     """
 
     grow: Callable[[Optional[nn.Module], torch.Tensor, int, dict[str, Any]], dict[str, Any]]
     crop: Optional[Callable[[tuple, int], tuple]] = None
     source: Optional[Union[str, tuple[str, ...]]] = None
+    handed_on: Optional[str] = None
+
+
+class Detach:
+    """Two hooks of an attention module that cut the positions that layers hand on out of the graph.
+
+    Reentrant checkpointing marks all that a layer returns as needing a gradient, also a tensor that the layer was given
+    by keyword. Run again, the layer then reaches into the graph that it is being run for, and the backward pass never
+    ends. Frozen positions have no gradient to lose.
+    """
+
+    def __init__(self, argument: str) -> None:
+        self.argument = argument
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        positions = kwargs.get(self.argument)
+        return args, kwargs if positions is None else {**kwargs, self.argument: positions.detach()}
+
+    def leave(self, module: nn.Module, args: tuple, output: tuple) -> tuple:
+        states, weights, positions, *rest = output
+        return (states, weights, positions.detach(), *rest)
+
+
+def detach_positions(
+    attentions: Iterable[nn.Module], rule: Optional[PositionRule], source: Optional[nn.Module]
+) -> None:
+    """Put `Detach` on the attention modules of layers that hand frozen positions on, unless they have it."""
+    if rule is None or rule.handed_on is None or any(p.requires_grad for p in source.parameters()):
+        return
+    for attention in attentions:
+        if not any(_is_detach(hook) for hook in attention._forward_hooks.values()):
+            detach = Detach(rule.handed_on)
+            attention.register_forward_pre_hook(detach.enter, with_kwargs=True)
+            attention.register_forward_hook(detach.leave)
+
+
+def attach_positions(model: nn.Module) -> None:
+    """Undo `detach_positions`."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if _is_detach(hook)]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _is_detach(hook: Any) -> bool:
+    return isinstance(getattr(hook, "__self__", None), Detach)
 
 
 def _made_again(embed_positions: nn.Module, tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
@@ -61,4 +109,6 @@ CONFORMER_POSITIONS = PositionRule(_made_again, source="encoder.embed_positions"
 # SEW-D: attention works the positions out for itself where it is given none.
 DISENTANGLED_POSITIONS = PositionRule(_left_to_attention)
 # WavLM: the first layer's attention makes a bias, `(batch * heads, tokens, tokens)`, that every layer hands on.
-BIAS_POSITIONS = PositionRule(_grown_bias, _cropped_bias, source="encoder.layers.0.attention")
+BIAS_POSITIONS = PositionRule(
+    _grown_bias, _cropped_bias, source="encoder.layers.0.attention", handed_on="position_bias"
+)

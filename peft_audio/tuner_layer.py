@@ -80,6 +80,11 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         return False
 
 
+def base_layer_of(module: nn.Module) -> nn.Module:
+    """Return the module itself, or the one that a tuner layer is around."""
+    return module.get_base_layer() if isinstance(module, HookedTunerLayer) else module
+
+
 def keep_frozen_statistics(model: nn.Module) -> None:
     """Leave frozen batch norms (wav2vec2-conformer has some) in evaluation mode.
 
