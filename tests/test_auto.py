@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import METHODS, each_method, make_ast, make_inputs, make_wav2vec2, randomize
+from tiny import BACKBONES, METHODS, each_method, make_ast, make_inputs, make_wav2vec2, randomize
+from transformers import AutoModelForAudioClassification
 
 from peft_audio import AutoPeftModelForAudioClassification, IPETConfig, resize_ast
 
@@ -49,6 +50,20 @@ def test_labels_length_and_strides_come_back(method, base_folder, tmp_path):
     assert again.config.id2label == dict(enumerate(LABELS))
     assert again.config.label2id["saw"] == 4 and again.config.num_labels == len(LABELS)
     assert (again.config.max_length, again.config.time_stride) == (96, 16)
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in ("deit", "vit")])
+def test_every_audio_type_comes_back_with_its_labels(backbone, tmp_path):
+    BACKBONES[backbone]().save_pretrained(tmp_path / "base")
+    names = dict(enumerate(LABELS))
+    base = AutoModelForAudioClassification.from_pretrained(
+        tmp_path / "base", num_labels=len(LABELS), id2label=names, ignore_mismatched_sizes=True
+    )
+    model = train(base, METHODS["ipet"](), tmp_path / "adapter")
+    again = AutoPeftModelForAudioClassification.from_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(again(**make_inputs(backbone)).logits, model(**make_inputs(backbone)).logits)
+    assert again.config.id2label == names
 
 
 def test_labels_named_after_get_peft_model_are_saved_too(base_folder, tmp_path):

@@ -7,6 +7,7 @@ from tiny import (
     BACKBONES,
     METHODS,
     NUM_LAYERS,
+    WITH_GRID,
     count_hooks,
     each_method,
     make_inputs,
@@ -44,6 +45,18 @@ def test_they_are_trained_and_saved(make_model, method, tmp_path):
     assert torch.equal(again(**INPUTS).logits, expected)
     with pytest.raises(ValueError, match="use_weighted_layer_sum=True"):
         PeftModel.from_pretrained(make_model(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in WITH_GRID])
+def test_every_type_that_has_them_brings_them_back(backbone, tmp_path):
+    base, inputs = BACKBONES[backbone](use_weighted_layer_sum=True), make_inputs(backbone)
+    base.save_pretrained(tmp_path / "base")
+    model = randomize(get_peft_model(type(base).from_pretrained(tmp_path / "base"), METHODS["ipet"]())).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModelForAudioClassification.from_pretrained(tmp_path / "adapter")
+    assert own(model).shape == (NUM_LAYERS + 1,)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
 
 @each_norm_style

@@ -8,8 +8,11 @@ from tiny import (
     HIDDEN_SIZE,
     METHODS,
     NUM_LABELS,
+    WITH_GRID,
+    WITH_PADDING,
     make_ast,
     make_inputs,
+    make_padded_inputs,
     make_wav2vec2,
     randomize,
 )
@@ -19,6 +22,7 @@ from peft_audio.pooling import mean_and_std
 
 
 each_norm_style = pytest.mark.parametrize("make_model", [BACKBONES["wav2vec2"], BACKBONES["wav2vec2-stable"]])
+each_frame_backbone = pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in WITH_GRID])
 
 
 def test_mean_and_std_over_unmasked_frames():
@@ -40,14 +44,15 @@ def test_one_frame_and_constant_frames_have_zero_deviation_and_finite_gradients(
     assert frames.grad.isfinite().all()
 
 
-@each_norm_style
+@each_frame_backbone
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_head_is_ipets(make_model, weighted):
-    model = use_statistics_pooling(make_model(use_weighted_layer_sum=weighted))
-    inputs = make_inputs("wav2vec2")
+def test_the_head_is_ipets(backbone, weighted):
+    model = use_statistics_pooling(BACKBONES[backbone](use_weighted_layer_sum=weighted))
+    inputs = make_inputs(backbone)
     with torch.no_grad():
         outputs = model(**inputs, output_hidden_states=True)
-        frames = model.wav2vec2(**inputs).last_hidden_state
+        encoder = model.encoder if backbone == "whisper" else model.base_model
+        frames = encoder(**inputs).last_hidden_state
         if weighted:
             frames = torch.stack(outputs.hidden_states).mean(0)  # the weights start equal
         statistics = torch.cat([frames.mean(1), frames.std(1)], dim=-1)
@@ -57,6 +62,17 @@ def test_the_head_is_ipets(make_model, weighted):
         expected = (normalized * norm.weight + norm.bias) @ linear.weight.T + linear.bias
     torch.testing.assert_close(outputs.logits, expected, atol=1e-5, rtol=1e-4)
     assert linear.weight.shape == (NUM_LABELS, 2 * HIDDEN_SIZE)
+
+
+@pytest.mark.parametrize("backbone", WITH_PADDING)
+def test_the_same_mask_as_the_models_own_mean(backbone):
+    model, inputs = use_statistics_pooling(BACKBONES[backbone]()), make_padded_inputs(backbone)[0]
+    with torch.no_grad():
+        frames = model.base_model(**inputs).last_hidden_state
+        mask = model._get_feature_vector_attention_mask(frames.shape[1], inputs["attention_mask"]).bool()
+        clips = [clip[real] for clip, real in zip(frames, mask)]
+        expected = model.classifier(torch.stack([torch.cat([clip.mean(0), clip.std(0)]) for clip in clips]))
+        torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
 
 
 @each_norm_style

@@ -18,7 +18,6 @@ from tiny import (
 
 from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
 from peft_audio.layer import EncoderTunerLayer
-from peft_audio.masks import grow_mask as _grow_mask
 from peft_audio.tuner_layer import HookedTunerLayer
 
 
@@ -129,17 +128,3 @@ def test_merging_and_mixed_batches_are_refused_with_the_reason():
         model.merge_adapter()
     with pytest.raises(ValueError, match="adapter_names"):
         model(**make_inputs("ast"), adapter_names=["default", "__base__"])
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
-def test_masks_grow_by_columns_that_everyone_attends_to(dtype):
-    mask = torch.zeros(1, 1, 2, 2, dtype=dtype)
-    grown = _grow_mask(mask, 1, grow_queries=True)
-    attends = 1 if dtype == torch.bool else 0
-    assert grown.shape == (1, 1, 3, 3) and grown.dtype == dtype
-    assert (grown[..., 0] == attends).all() and (grown[..., 0, :] == attends).all()
-    assert _grow_mask(mask, 1, grow_queries=False).shape == (1, 1, 2, 3)
-    padding = _grow_mask(torch.tensor([[1, 0]]), 2, grow_queries=True)
-    assert padding.tolist() == [[1, 1, 1, 0]]
-    with pytest.raises(ValueError, match="attn_implementation"):
-        _grow_mask(torch.zeros(1, 2, 2), 1, grow_queries=False)
