@@ -1,4 +1,4 @@
-"""Convolutional adapters over time and frequency (LoAA)."""
+"""Convolutional adapters over time and frequency (look-aside adapters, LoAA)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class TimeFreqConvAdapterConfig(BottleneckFields):
 
     `Block(h) + f(h U_down) U_up`, with U_down and U_up convolutions of one kernel over (frequency, time) and h what the
     block reads. On an AST the grid is that of the patches, on a vision transformer (rows, columns), on waveform models
-    one row of time. Special tokens are no part of the grid: the kernel's centre tap acts on them. Source: "LoAA: low-rank
-    audio adapter", eq. 2; there the best are (1, 3) beside attention and (3, 1) beside the feed-forward block.
+    one row of time. Special tokens are no part of the grid: the kernel's centre tap acts on them. Source: Yeo et al.,
+    "When vision models meet parameter efficient look-aside adapters without large-scale audio pretraining", 2024, eq. 2;
+    there the best are (1, 3) beside attention and (3, 1) beside the feed-forward block.
 
     Args:
         attention_kernel (`"auto"`, `tuple[int, int]` or `None`): taps along (frequency, time) of the adapter beside
