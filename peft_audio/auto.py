@@ -19,7 +19,7 @@ from .ast import RESIZES, resize_ast
 from .backbones import resolve
 from .config import EncoderAdapterConfig
 from .layer_weights import MODULE_NAME
-from .pooling import has_statistics_pooling, use_statistics_pooling
+from .pooling import pools_statistics, use_statistics_pooling
 from .settings import POOLING, check_settings, set_labels
 from .token_pooling import TOKEN_POOLING, remembers_mean_token_pooling, use_mean_token_pooling
 
@@ -158,7 +158,7 @@ def _restore(model: nn.Module, settings: dict[str, Any]) -> None:
     done = getattr(model.config, RESIZES, None) or []
     for step in (settings.get(RESIZES) or [])[len(done) :]:
         resize_ast(model, **step)
-    if settings.get(POOLING) and not has_statistics_pooling(model.config):
+    if settings.get(POOLING) and not pools_statistics(model):
         use_statistics_pooling(model)
     # A base model that was saved with this head is loaded without: its hook is no part of the files.
     if settings.get(TOKEN_POOLING) or remembers_mean_token_pooling(model.config):

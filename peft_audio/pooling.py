@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import nn
@@ -21,7 +21,8 @@ def use_statistics_pooling(model: nn.Module) -> nn.Module:
     `(batch, 2 d)`; with an attention mask, over the frames that are no padding. Call it before `get_peft_model`.
 
     Returns:
-        The same model. Its configuration remembers the head, and so does the checkpoint of an adapter.
+        The same model. Its configuration remembers the head, and so does the checkpoint of an adapter. transformers'
+        `from_pretrained` alone knows nothing of it: after it, call this function on the model again.
 
     Raises:
         ValueError: if the model has no classifier that pools frames, or pools statistics already.
@@ -33,7 +34,7 @@ def use_statistics_pooling(model: nn.Module) -> nn.Module:
             f"use_statistics_pooling takes a classifier that averages projected frames (wav2vec2 type), but "
             f"{type(model).__name__} of type {backbone.model_type!r} has no such head."
         )
-    if has_statistics_pooling(model.config):
+    if pools_statistics(model):
         raise ValueError(f"This {type(model).__name__} pools statistics already.")
     *_, classifier = backbone.head
     hidden_size, reference = backbone.hidden_size, getattr(model, classifier).weight
@@ -48,8 +49,23 @@ def use_statistics_pooling(model: nn.Module) -> nn.Module:
     return model
 
 
-def has_statistics_pooling(config: Any) -> bool:
-    return bool(getattr(config, "statistics_pooling", False))
+def pools_statistics(model: nn.Module) -> bool:
+    return any(isinstance(module, StatisticsPooling) for module in model.modules())
+
+
+def has_statistics_pooling(model: nn.Module) -> bool:
+    """Whether this classifier pools statistics.
+
+    Raises:
+        ValueError: if its configuration says so, but it was loaded without.
+    """
+    installed = pools_statistics(model)
+    if getattr(model.config, "statistics_pooling", False) and not installed and hasattr(model, "classifier"):
+        raise ValueError(
+            f"The configuration of this {type(model).__name__} has statistics_pooling=True, but the model was loaded "
+            "with a plain head. Call peft_audio.use_statistics_pooling(model) first."
+        )
+    return installed
 
 
 class StatisticsPooling(nn.Module):

@@ -104,6 +104,18 @@ def test_head_is_trained_saved_and_brought_back(tmp_path):
         PeftModel.from_pretrained(make_wav2vec2(), tmp_path / "adapter")
 
 
+def test_a_base_model_saved_with_the_head_needs_it_again(tmp_path):
+    base = use_statistics_pooling(make_wav2vec2())
+    base.save_pretrained(tmp_path / "base")
+    plain = type(base).from_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"loaded with a plain head. Call peft_audio.use_statistics_pooling\(model\)"):
+        get_peft_model(plain, IPETConfig())
+    model = randomize(get_peft_model(use_statistics_pooling(plain), IPETConfig())).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModelForAudioClassification.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(again(**make_inputs("wav2vec2")).logits, model(**make_inputs("wav2vec2")).logits)
+
+
 def test_wrong_models_are_refused():
     for model in (make_ast(), make_wav2vec2(bare=True)):
         with pytest.raises(ValueError, match=type(model).__name__):
