@@ -41,7 +41,9 @@ def logits(model, backbone):
 def test_the_file_holds_the_trained_tensors_and_nothing_else(backbone, method, tmp_path):
     model = saved(backbone, method, tmp_path)
     stored = load_file(tmp_path / WEIGHTS)
-    parameters = trainable(model)
+    statistics = {name: value for name, value in model.named_buffers() if ".batch_norm." in name}
+    assert bool(statistics) == (method == "conformer")
+    parameters = trainable(model) | statistics
     assert sorted(value.shape for value in stored.values()) == sorted(value.shape for value in parameters.values())
     num_parameters = sum(value.numel() for value in parameters.values())
     assert sum(value.numel() for value in stored.values()) == num_parameters
