@@ -7,7 +7,8 @@ Importing the package registers its tuner types, so `get_peft_model`, `PeftModel
 from .ast import resize_ast
 from .ast_conversion import ast_from_vit
 from .auto import AutoPeftModelForAudioClassification
-from .backbones import EncoderSpec, register_backbone, supported_backbones
+from .backbones import register_backbone, supported_backbones
+from .encoder_spec import EncoderSpec
 from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
 from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
 from .methods.input_prompt import InputPromptConfig, InputPromptModel

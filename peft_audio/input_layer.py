@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import nn
 
-from .backbones import Backbone
+from .encoder_spec import Backbone
 from .modules import InputPrompt
 from .tuner_layer import HookedTunerLayer
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import nn
 
-from .backbones import Backbone, LayerModules
+from .encoder_spec import Backbone, LayerModules
 from .masks import grow_mask, real_tokens
 from .modules import EmbeddingPrompt, TokenLayout
 from .tuner_layer import HookedTunerLayer, first_tensor, with_first

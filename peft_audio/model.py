@@ -12,9 +12,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from .backbones import Backbone, LayerModules, locate, resolve
+from .backbones import locate, resolve
 from .checkpoint import check_tensors
 from .config import EncoderAdapterConfig
+from .encoder_spec import Backbone, LayerModules
 from .layer import AdapterParts, EncoderTunerLayer
 from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
 from .positions import attach_positions, detach_positions

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .ast import RESIZES
-from .backbones import Backbone, EncoderSpec
+from .encoder_spec import Backbone, EncoderSpec
 from .pooling import has_statistics_pooling
 from .token_pooling import TOKEN_POOLING, has_mean_token_pooling, is_ast
 
@@ -27,7 +27,7 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
         ValueError: if the model does not pool as its configuration says.
     """
     config = model.config
-    settings: dict[str, Any] = {name: getattr(config, name) for name in spec.settings}
+    settings: dict[str, Any] = {name: _plain(getattr(config, name)) for name in spec.settings}
     if spec.front_end is not None or has_statistics_pooling(model):
         settings[POOLING] = has_statistics_pooling(model)
     if is_ast(model):
@@ -38,6 +38,10 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
         settings[LABELS] = {str(index): label for index, label in config.id2label.items()}
         settings["problem_type"] = getattr(config, "problem_type", None)
     return settings
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # what JSON gives back
 
 
 def labels_of(settings: dict[str, Any]) -> dict[int, str]:

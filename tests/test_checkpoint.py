@@ -171,3 +171,14 @@ def test_a_configuration_with_an_unknown_value_is_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "bottleneck_dim": -1}))
     with pytest.raises(ValueError, match="bottleneck_dim"):
         PeftModel.from_pretrained(make_ast(), tmp_path)
+
+
+def test_an_image_model_of_uneven_size_comes_back(tmp_path):
+    base = BACKBONES["vit"](image_size=(24, 32))
+    model = randomize(get_peft_model(base, METHODS["time_freq_conv"]())).eval()
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(BACKBONES["vit"](image_size=(24, 32)), tmp_path)
+    image = torch.randn(2, 3, 24, 32)
+    assert torch.equal(again(pixel_values=image).logits, model(pixel_values=image).logits)
+    with pytest.raises(ValueError, match=r"image_size=\[24, 32\].*image_size=24"):
+        PeftModel.from_pretrained(BACKBONES["vit"](), tmp_path)

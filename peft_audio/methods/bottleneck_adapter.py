@@ -8,7 +8,7 @@ from typing import ClassVar, Optional, Union
 import torch
 from torch import nn
 
-from ..backbones import Backbone, LayerModules
+from ..encoder_spec import Backbone, LayerModules
 from ..layer import AdapterParts, Wiring
 from ..model import EncoderTuner
 from ..modules import Bottleneck, ConformerBlock

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..backbones import Backbone, LayerModules
 from ..config import EncoderAdapterConfig
+from ..encoder_spec import Backbone, LayerModules
 from ..layer import AdapterParts
 from ..model import EncoderTuner
 from ..modules import EmbeddingPrompt, vpt_bound, xavier_uniform_bound

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..backbones import Backbone
 from ..config import EncoderAdapterConfig
+from ..encoder_spec import Backbone
 from ..input_layer import InputParts, InputTunerLayer
 from ..model import EncoderTuner
 from ..modules import InputPrompt

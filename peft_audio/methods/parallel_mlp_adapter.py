@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional
 
-from ..backbones import Backbone, LayerModules
+from ..encoder_spec import Backbone, LayerModules
 from ..layer import AdapterParts, Wiring
 from ..model import EncoderTuner
 from ..modules import Bottleneck
