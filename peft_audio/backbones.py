@@ -61,9 +61,12 @@ _STABLE_LAYER_NORM = {"attention_norm": "layer_norm", "feed_forward_norm": "fina
 
 _WAVLM = replace(_WAV2VEC2, positions=BIAS_POSITIONS)
 
+# In transformers 5.17 a SEW-D classifier cannot tell its trunk (a misspelt prefix), so paths may start from the model.
 _SEW_D = replace(
     _WAV2VEC2,
-    layers="encoder.encoder.layer",
+    layers=("encoder.encoder.layer", "sew_d.encoder.encoder.layer"),
+    front_end=("feature_extractor", "sew_d.feature_extractor"),
+    input=("feature_extractor", "sew_d.feature_extractor"),
     attention="attention.self",
     attention_output="attention.output.dense",
     feed_forward_norm="attention.output.LayerNorm",

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
-from tiny import BACKBONES, METHODS, NUM_LAYERS, each_backbone, each_method, make_inputs, randomize
+from tiny import BACKBONES, METHODS, NUM_LAYERS, each_backbone, each_method, make, make_inputs, randomize
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -141,3 +141,25 @@ def test_wrong_rows_are_refused(model_type, spec):
 @each_backbone
 def test_inputs_are_what_the_tiny_models_take(backbone):
     assert BACKBONES[backbone]()(**make_inputs(backbone)).logits.shape == (2, 5)
+
+
+@torch.no_grad()
+def test_whole_encoder_decoders_are_adapted_in_the_encoder():
+    whisper = make("whisper")
+    model = transformers.WhisperModel(whisper.config).eval()
+    inputs = {**make_inputs("whisper"), "decoder_input_ids": torch.tensor([[1, 2], [1, 3]])}
+    base = model(**inputs).last_hidden_state
+    adapted = randomize(get_peft_model(model, IPETConfig())).eval()
+    assert not torch.allclose(adapted(**inputs).last_hidden_state, base, atol=1e-4)
+    assert all(name.startswith("encoder.layers") for name in adapted.base_model.targeted_module_names)
+    generating = transformers.WhisperForConditionalGeneration(whisper.config)
+    assert resolve(generating).layer_names == tuple(f"model.encoder.layers.{index}" for index in range(NUM_LAYERS))
+
+
+@each_method
+def test_a_deit_with_two_heads(method):
+    model = transformers.DeiTForImageClassificationWithTeacher(make("deit").config)
+    adapted = get_peft_model(model, METHODS[method]())
+    assert adapted.peft_config["default"].modules_to_save == ["cls_classifier", "distillation_classifier"]
+    adapted(**make_inputs("deit")).logits.sum().backward()
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
