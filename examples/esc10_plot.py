@@ -71,14 +71,21 @@ def draw(summary: dict[str, dict]) -> Figure:
 
 
 def curves(summary: dict[str, dict]) -> dict[str, list[tuple[float, float]]]:
-    """By row, the (share of the backbone, accuracy) of the row and its sizes, both in %, from small to large."""
+    """By row, the (share of the backbone, accuracy) of the row and its sizes, both in %, from small to large.
+
+    A size that was not tested on all folds of its row is left out: folds differ more than sizes do.
+    """
     rows = [row for row in dict.fromkeys([*ROWS, *map(row_of, summary)]) if row not in LEVELS]
     points = {
         row: sorted(
             (100 * values["share_of_backbone"], 100 * values["accuracy"])
             for name, values in summary.items()
-            if row_of(name) == row
+            if row_of(name) == row and folds_of(values) == folds_of(summary.get(row, values))
         )
         for row in rows
     }
     return {row: there for row, there in points.items() if there}
+
+
+def folds_of(values: dict) -> set[str]:
+    return set(values["accuracy_by_fold"])

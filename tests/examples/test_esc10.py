@@ -339,6 +339,19 @@ def test_each_method_is_a_curve_from_small_to_large():
     assert sorted(legend) == sorted(points)
 
 
+def test_a_size_is_drawn_once_it_has_all_folds_of_its_row():
+    records = [sized_record("ipet", 20, 0.7, fold=fold) for fold in "12"]
+    records += [sized_record("ipet@1-1", 2, 0.9, fold="1")]
+    records += [record("ipet", stage="select", fold=fold) for fold in "12"]
+
+    def points():
+        return esc10_plot.curves(summarize(by_run(records), dict.fromkeys(ROWS, [0.1])))["ipet"]
+
+    assert points() == [pytest.approx((2, 70))]
+    records.append(sized_record("ipet@1-1", 2, 0.7, fold="2"))
+    assert points() == [pytest.approx((0.2, 80)), pytest.approx((2, 70))]
+
+
 def test_curves_can_be_told_apart():
     styles = esc10_plot.STYLES
     assert set(styles) | set(esc10_plot.LEVELS) == set(ROWS)
