@@ -10,13 +10,19 @@ from torch import nn
 
 from .encoder_spec import Backbone
 from .modules import InputPrompt
-from .tuner_layer import HookedTunerLayer
+from .tuner_layer import HookedTunerLayer, PerThread
 
 
 class InputParts(NamedTuple):
     """What one adapter adds to the model's input."""
 
     prompt: Optional[InputPrompt] = None
+
+
+class InputPass(PerThread):
+    """One forward pass of the model: the length of every clip, `(batch,)`, None without padding."""
+
+    lengths: Optional[torch.Tensor] = None
 
 
 class InputTunerLayer(HookedTunerLayer):
@@ -33,7 +39,7 @@ class InputTunerLayer(HookedTunerLayer):
 
     def __init__(self, base_layer: nn.Module, model: nn.Module, backbone: Backbone, prefix: str) -> None:
         super().__init__(base_layer, prefix)
-        self._lengths: Optional[torch.Tensor] = None
+        self._pass = InputPass()
         self._model_parameters = tuple(inspect.signature(model.forward).parameters)
         # Padding matters where the length varies only.
         varies = None in backbone.input_shape
@@ -41,7 +47,7 @@ class InputTunerLayer(HookedTunerLayer):
 
     def forward(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the base layer on the input with the prompts added."""
-        lengths, self._lengths = self._lengths, None
+        lengths, self._pass.lengths = self._pass.lengths, None
         for _, prompt in self.active("prompt"):
             inputs = prompt(inputs, lengths)
         return self.base_layer(inputs, *args, **kwargs)
@@ -49,7 +55,7 @@ class InputTunerLayer(HookedTunerLayer):
     def _remember_lengths(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         arguments = dict(zip(self._model_parameters, args)) | kwargs
         mask = arguments.get("attention_mask")
-        self._lengths = None if mask is None else mask.sum(dim=1).long()
+        self._pass.lengths = None if mask is None else mask.sum(dim=1).long()
 
     def __getattr__(self, name: str) -> Any:
         # Models ask this module for its attributes: a convolution's stride, how to freeze a feature encoder.

@@ -11,7 +11,7 @@ from torch import nn
 from .encoder_spec import Backbone, LayerModules
 from .masks import grow_mask, real_tokens
 from .modules import EmbeddingPrompt, TokenLayout
-from .tuner_layer import HookedTunerLayer, first_tensor, with_first
+from .tuner_layer import HookedTunerLayer, PerThread, first_tensor, with_first
 
 
 class Wiring(NamedTuple):
@@ -58,6 +58,24 @@ class BlockInput(NamedTuple):
     normalized: torch.Tensor
 
 
+class LayerPass(PerThread):
+    """One forward pass through the layer.
+
+    Attributes:
+        grid: rows and columns of the patches, None on a backbone without.
+        mask: the attention mask.
+        attention_residual: what the norm before attention reads.
+        attention_input: what attention reads.
+        mlp_input: what the feed-forward block reads.
+    """
+
+    grid: Optional[tuple[int, int]] = None
+    mask: Optional[torch.Tensor] = None
+    attention_residual: Optional[torch.Tensor] = None
+    attention_input: Optional[BlockInput] = None
+    mlp_input: Optional[BlockInput] = None
+
+
 class EncoderTunerLayer(HookedTunerLayer):
     """Wraps one encoder layer and adapts it through hooks on the modules inside.
 
@@ -81,11 +99,8 @@ class EncoderTunerLayer(HookedTunerLayer):
         self._attention_parameters = tuple(inspect.signature(modules.attention.forward).parameters)
         # Kept in a tuple so that they are not registered a second time, as children of this layer.
         self._foreign_modules = (modules.attention_norm, backbone.position_source)
-        self._grid: Optional[tuple[int, int]] = None
-        self._mask: Optional[torch.Tensor] = None
-        self._attention_residual: Optional[torch.Tensor] = None
-        self._attention_input: Optional[BlockInput] = None
-        self._mlp_input: Optional[BlockInput] = None
+        self._pass = LayerPass()
+        self._last_grid: Optional[tuple[int, int]] = None
         self._hooks = tuple(self._attach(modules, backbone.patch_projection))
 
     def update_layer(self, adapter_name: str, modules: AdapterParts, inference_mode: bool = False) -> None:
@@ -123,13 +138,13 @@ class EncoderTunerLayer(HookedTunerLayer):
         yield modules.feed_forward.register_forward_hook(self._adapt_mlp)
 
     def _remember_grid(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self._grid = (output.shape[-2], output.shape[-1])
+        self._pass.grid = self._last_grid = (output.shape[-2], output.shape[-1])
 
     def _normalize_attention_input(
         self, module: nn.Module, args: tuple, output: torch.Tensor
     ) -> Optional[torch.Tensor]:
         if self.active("attention_adapter"):
-            self._attention_residual = args[0]
+            self._pass.attention_residual = args[0]
         return self._own_norm("attention_norm", args[0])
 
     def _enter_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple[tuple, dict]]:
@@ -137,10 +152,10 @@ class EncoderTunerLayer(HookedTunerLayer):
         tokens = self._argument(self._attention_parameters[0], args, kwargs)
         mask = self._argument("attention_mask", args, kwargs)
         if self.active("attention_adapter") or self.active("mlp_adapter"):
-            self._mask = mask
+            self._pass.mask = mask
         if self.active("attention_adapter"):
-            residual = tokens if self._attention_residual is None else self._attention_residual
-            self._attention_input, self._attention_residual = BlockInput(residual, tokens), None
+            residual = tokens if self._pass.attention_residual is None else self._pass.attention_residual
+            self._pass.attention_input, self._pass.attention_residual = BlockInput(residual, tokens), None
         prompts = self.active("prompt")
         if not prompts:
             return None
@@ -159,7 +174,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         return self._positions.crop(output, num_prompts) if has_more else output
 
     def _adapt_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        block_input, self._attention_input = self._attention_input, None
+        block_input, self._pass.attention_input = self._pass.attention_input, None
         if block_input is None:
             return None
         return with_first(output, self._adapt("attention", block_input, first_tensor(output)))
@@ -167,11 +182,11 @@ class EncoderTunerLayer(HookedTunerLayer):
     def _normalize_mlp_input(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
         own = self._own_norm("mlp_norm", args[0])
         if self.active("mlp_adapter"):
-            self._mlp_input = BlockInput(args[0], output if own is None else own)
+            self._pass.mlp_input = BlockInput(args[0], output if own is None else own)
         return own
 
     def _adapt_mlp(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
-        block_input, self._mlp_input = self._mlp_input, None
+        block_input, self._pass.mlp_input = self._pass.mlp_input, None
         return None if block_input is None else self._adapt("mlp", block_input, output)
 
     # ---- adapters and norms --------------------------------------------------------------------------------------
@@ -198,7 +213,9 @@ class EncoderTunerLayer(HookedTunerLayer):
         return adapted
 
     def _layout(self, num_tokens: int) -> TokenLayout:
-        return TokenLayout(self._grid or (1, num_tokens), real_tokens(self._mask))
+        # Autograd runs a checkpointed layer again in a thread of its own, which no patch has passed through.
+        grid = self._pass.grid or self._last_grid or (1, num_tokens)
+        return TokenLayout(grid, real_tokens(self._pass.mask))
 
     def _own_norm(self, part: str, hidden_states: torch.Tensor) -> Optional[torch.Tensor]:
         norms = self.active(part)
