@@ -10,7 +10,8 @@ from torch import nn
 
 from .encoder_spec import Backbone
 from .modules import InputPrompt
-from .tuner_layer import HookedTunerLayer, PerThread
+from .per_thread import PerThread
+from .tuner_layer import HookedTunerLayer
 
 
 class InputParts(NamedTuple):

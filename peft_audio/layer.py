@@ -11,7 +11,8 @@ from torch import nn
 from .encoder_spec import Backbone, LayerModules
 from .masks import grow_mask, real_tokens
 from .modules import EmbeddingPrompt, TokenLayout
-from .tuner_layer import HookedTunerLayer, PerThread, first_tensor, with_first
+from .per_thread import PerThread
+from .tuner_layer import HookedTunerLayer, first_tensor, with_first
 
 
 class Wiring(NamedTuple):

@@ -7,10 +7,15 @@ the parameter's place is taken by the values of the active adapter.
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 
 
+# Held while one of several threads that run a model puts weights in or takes them out.
+LOCK = threading.Lock()
 MODULE_NAME = "weighted_layer_sum"
 
 
@@ -23,24 +28,37 @@ class LayerWeights(nn.Module):
         self.register_parameter(parameter_name, nn.Parameter(values.detach().clone()))
 
 
+def _lock():
+    # torch.compile traces one thread, and no locks.
+    return nullcontext() if torch.compiler.is_compiling() else LOCK
+
+
 class LayerWeightsSwap:
     """Two hooks on the classifier that put the active adapter's weights in and take them out again."""
 
     def __init__(self, model: nn.Module, parameter_name: str) -> None:
         self.parameter_name = parameter_name
         self.original = getattr(model, parameter_name)
+        self.running = 0
         self.handles = (
             model.register_forward_pre_hook(self._put_in),
             model.register_forward_hook(self._take_out, always_call=True),
         )
 
     def _put_in(self, model: nn.Module, args: tuple) -> None:
-        self.original = model._parameters[self.parameter_name]
         # PEFT's wrapper hands out the active adapter's values, or the model's own while adapters are disabled.
-        model._parameters[self.parameter_name] = getattr(getattr(model, MODULE_NAME), self.parameter_name)
+        values = getattr(getattr(model, MODULE_NAME), self.parameter_name)
+        with _lock():
+            if self.running == 0:
+                self.original = model._parameters[self.parameter_name]
+            self.running += 1
+            model._parameters[self.parameter_name] = values
 
     def _take_out(self, model: nn.Module, args: tuple, output: object) -> None:
-        model._parameters[self.parameter_name] = self.original
+        with _lock():
+            self.running -= 1
+            if self.running == 0:
+                model._parameters[self.parameter_name] = self.original
 
     def remove(self) -> None:
         for handle in self.handles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Optional
 
 import torch
@@ -18,6 +18,7 @@ from .config import EncoderAdapterConfig
 from .encoder_spec import Backbone, LayerModules
 from .layer import AdapterParts, EncoderTunerLayer
 from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
+from .mixed_batch import mixed_batch
 from .positions import attach_positions, detach_positions
 from .settings import check_settings, has_generic_labels, read_settings, set_labels
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
@@ -218,12 +219,9 @@ class EncoderTuner(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                f"`adapter_names` (a different adapter for each sample of a batch) is not supported by "
-                f"{type(self).__name__}. Call set_adapter and run one batch per adapter."
-            )
-        yield
+        adapter_names = kwargs.get("adapter_names")
+        with nullcontext() if adapter_names is None else mixed_batch(self.model, adapter_names):
+            yield
 
 
 def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts: tuple[str, ...]) -> None:

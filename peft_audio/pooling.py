@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .backbones import frame_mask, resolve
+from .per_thread import PerThread
 
 
 # The smallest variance that is told from zero: the square root has no gradient at zero.
@@ -68,6 +69,12 @@ def has_statistics_pooling(model: nn.Module) -> bool:
     return installed
 
 
+class PoolingPass(PerThread):
+    """One forward pass: the model and the attention mask that it was given, `(batch, samples)`."""
+
+    mask_of: Optional[tuple[nn.Module, torch.Tensor]] = None
+
+
 class StatisticsPooling(nn.Module):
     """Stands in for the projection of every frame, in front of the classifier's own mean over time.
 
@@ -76,20 +83,20 @@ class StatisticsPooling(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._frame_mask: Optional[torch.Tensor] = None
+        self._pass = PoolingPass()
 
     def remember_mask(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """Forward pre-hook of the classifier: keep its attention mask, `(batch, samples)`, for the pooling."""
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        self._frame_mask = None if mask is None else (model, mask)
+        self._pass.mask_of = None if mask is None else (model, mask)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map frames `(batch, frames, d)` to `(batch, frames, 2 d)`, the same [mean, std] in every frame."""
         num_frames = hidden_states.shape[1]
-        if self._frame_mask is None:
+        if self._pass.mask_of is None:
             mask = hidden_states.new_ones(1, num_frames, 1)
         else:
-            (model, mask), self._frame_mask = self._frame_mask, None
+            (model, mask), self._pass.mask_of = self._pass.mask_of, None
             mask = frame_mask(model, num_frames, mask).unsqueeze(-1).to(hidden_states.dtype)
         statistics = mean_and_std(hidden_states, mask)
         return statistics.unsqueeze(1).repeat(1, num_frames, 1)

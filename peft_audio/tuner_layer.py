@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, ClassVar, NamedTuple, Optional
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-
-
-class PerThread(threading.local):
-    """What hooks tell each other during one forward pass: every thread that runs the model has its own.
-
-    A copy starts empty.
-    """
-
-    def __deepcopy__(self, memo: dict) -> PerThread:
-        return type(self)()
-
-    def __reduce__(self) -> tuple:
-        return type(self), ()
 
 
 class HookedTunerLayer(nn.Module, BaseTunerLayer):

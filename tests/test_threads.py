@@ -17,6 +17,8 @@ from tiny import (
     trainable,
 )
 
+from peft_audio import use_statistics_pooling
+
 
 def wait_everywhere(model, num_threads):
     """Let the threads go through the model in step, so that each leaves its state before the others take theirs."""
@@ -48,6 +50,27 @@ def test_threads_in_step_get_their_own_logits(backbone, method):
         together = list(pool.map(classify, clips))
     torch.testing.assert_close(together, alone)
     assert not torch.allclose(*alone, atol=1e-3)
+
+
+HEADS = {
+    "statistics pooling": lambda: use_statistics_pooling(make("wav2vec2")),
+    "weighted layer sum": lambda: make("wav2vec2", use_weighted_layer_sum=True),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_heads_with_state_serve_threads_too(head):
+    model = randomize(get_peft_model(HEADS[head](), METHODS["parallel_mlp"]()), std=1.0).eval()
+    _, clips = make_padded_inputs("wav2vec2")
+    classify = torch.no_grad()(lambda clip: model(**clip).logits)
+    alone = [classify(clip) for clip in clips]
+    weights = dict(model.named_parameters())
+    wait_everywhere(model, len(clips))
+    with ThreadPoolExecutor(len(clips)) as pool:
+        together = list(pool.map(classify, clips))
+    torch.testing.assert_close(together, alone)
+    assert all(weights[name] is parameter for name, parameter in model.named_parameters())
 
 
 @each_typical_backbone
