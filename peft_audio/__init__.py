@@ -8,6 +8,7 @@ from .ast import resize_ast
 from .ast_conversion import ast_from_vit
 from .auto import AutoPeftModelForAudioClassification
 from .backbones import register_backbone, supported_backbones
+from .card import write_card
 from .encoder_spec import EncoderSpec
 from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
 from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
@@ -16,11 +17,14 @@ from .methods.ipet import IPETConfig, IPETModel
 from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .pooling import use_statistics_pooling
+from .saving import wrap_saving
 from .ssast import ast_from_ssast
 from .token_pooling import use_mean_token_pooling
 
 
 __version__ = "0.1.0"
+
+wrap_saving()
 
 __all__ = [
     "AutoPeftModelForAudioClassification",
@@ -44,4 +48,5 @@ __all__ = [
     "supported_backbones",
     "use_mean_token_pooling",
     "use_statistics_pooling",
+    "write_card",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Optional, Union
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
+from .atomic import written_together
 from .validation import is_integer, require, require_boolean
 
 
@@ -45,6 +48,9 @@ class EncoderAdapterConfig(PeftConfig):
 
     # Lower-case name of the method; PEFT's type and the prefix of parameter names follow from it.
     method_name: ClassVar[str]
+    # What the card of an adapter says of the method, and BibTeX entries of the papers it comes from.
+    summary: ClassVar[str] = ""
+    citations: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +66,11 @@ class EncoderAdapterConfig(PeftConfig):
         require_boolean("inference_mode", self.inference_mode)
         settings = self.base_settings
         require(settings is None or isinstance(settings, dict), "base_settings", "None or a dictionary", settings)
+
+    def save_pretrained(self, save_directory: Union[str, os.PathLike], **kwargs: Any) -> None:
+        """See `PeftConfig.save_pretrained`; a file that was there is replaced by a whole one only."""
+        with written_together(Path(save_directory)) as folder:
+            super().save_pretrained(str(folder), **kwargs)
 
     def _check_layers_to_transform(self) -> None:
         layers = self.layers_to_transform

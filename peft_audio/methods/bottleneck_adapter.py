@@ -8,6 +8,7 @@ from typing import ClassVar, Optional, Union
 import torch
 from torch import nn
 
+from .. import papers
 from ..encoder_spec import Backbone, LayerModules
 from ..layer import AdapterParts, Wiring
 from ..model import EncoderTuner
@@ -63,6 +64,8 @@ class BottleneckAdapterConfig(BottleneckFields):
     )
 
     method_name: ClassVar[str] = "bottleneck_adapter"
+    summary: ClassVar[str] = "adapters at the attention or feed-forward blocks"
+    citations: ClassVar[tuple[str, ...]] = (papers.PETL_AST,)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .. import papers
 from ..config import EncoderAdapterConfig
 from ..encoder_spec import Backbone, LayerModules
 from ..layer import AdapterParts
@@ -42,6 +43,8 @@ class EmbeddingPromptConfig(EncoderAdapterConfig):
     )
 
     method_name: ClassVar[str] = "embedding_prompt"
+    summary: ClassVar[str] = "prompts in every encoder layer's attention"
+    citations: ClassVar[tuple[str, ...]] = (papers.IPET,)
 
     def __post_init__(self) -> None:
         super().__post_init__()

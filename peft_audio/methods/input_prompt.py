@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from .. import papers
 from ..config import EncoderAdapterConfig
 from ..encoder_spec import Backbone
 from ..input_layer import InputParts, InputTunerLayer
@@ -36,6 +37,8 @@ class InputPromptConfig(EncoderAdapterConfig):
     prompt_size: int = field(default=10, metadata={"help": "Rows and columns of the border, or samples at each end."})
 
     method_name: ClassVar[str] = "input_prompt"
+    summary: ClassVar[str] = "prompts on the model's input"
+    citations: ClassVar[tuple[str, ...]] = (papers.IPET,)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .. import papers
 from ..registry import register_method
 from .embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
 from .parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
@@ -28,6 +29,8 @@ class IPETConfig(ParallelMLPAdapterConfig, EmbeddingPromptConfig):
     adapter_input: str = "residual"
 
     method_name: ClassVar[str] = "ipet"
+    summary: ClassVar[str] = "prompts and adapters in every encoder layer"
+    citations: ClassVar[tuple[str, ...]] = (papers.IPET,)
 
 
 class IPETModel(ParallelMLPAdapterModel, EmbeddingPromptModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional
 
+from .. import papers
 from ..encoder_spec import Backbone, LayerModules
 from ..layer import AdapterParts, Wiring
 from ..model import EncoderTuner
@@ -50,6 +51,8 @@ class ParallelMLPAdapterConfig(BottleneckFields):
     )
 
     method_name: ClassVar[str] = "parallel_mlp_adapter"
+    summary: ClassVar[str] = "adapters beside the feed-forward blocks"
+    citations: ClassVar[tuple[str, ...]] = (papers.IPET, papers.AAT)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional, Union
 
+from .. import papers
 from ..encoder_spec import Backbone, LayerModules
 from ..layer import AdapterParts, Wiring
 from ..model import EncoderTuner
@@ -56,6 +57,8 @@ class TimeFreqConvAdapterConfig(BottleneckFields):
     )
 
     method_name: ClassVar[str] = "time_freq_conv_adapter"
+    summary: ClassVar[str] = "adapters that convolve over time and frequency"
+    citations: ClassVar[tuple[str, ...]] = (papers.LOAA,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
