@@ -10,6 +10,7 @@ from .auto import AutoPeftModelForAudioClassification
 from .backbones import register_backbone, supported_backbones
 from .card import write_card
 from .encoder_spec import EncoderSpec
+from .loading import wrap_loading
 from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
 from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
 from .methods.input_prompt import InputPromptConfig, InputPromptModel
@@ -17,6 +18,7 @@ from .methods.ipet import IPETConfig, IPETModel
 from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .pooling import use_statistics_pooling
+from .registry import register_pipeline_model
 from .saving import wrap_saving
 from .ssast import ast_from_ssast
 from .token_pooling import use_mean_token_pooling
@@ -25,6 +27,8 @@ from .token_pooling import use_mean_token_pooling
 __version__ = "0.1.0"
 
 wrap_saving()
+wrap_loading()
+register_pipeline_model()
 
 __all__ = [
     "AutoPeftModelForAudioClassification",

@@ -9,19 +9,20 @@ from contextlib import contextmanager
 from typing import Any, Optional, Union
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME
 from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForAudioClassification
 from transformers.utils import logging
 
-from .ast import RESIZES, resize_ast
 from .backbones import resolve
 from .config import EncoderAdapterConfig
 from .layer_weights import MODULE_NAME
-from .pooling import pools_statistics, use_statistics_pooling
-from .settings import POOLING, check_settings, set_labels
-from .token_pooling import TOKEN_POOLING, remembers_mean_token_pooling, use_mean_token_pooling
+from .restoring import restore_settings
+from .settings import check_settings, set_labels
 
 
 class AutoPeftModelForAudioClassification:
@@ -60,7 +61,7 @@ class AutoPeftModelForAudioClassification:
             ValueError: if the checkpoint is unreadable, or its tensors are not exactly those of the adapter.
         """
         source = os.fspath(pretrained_model_name_or_path)
-        location = {"revision": revision, "subfolder": subfolder, **_hub_arguments(kwargs)}
+        source, location = _local_copy(source, revision, subfolder, _hub_arguments(kwargs))
         config = config or PeftConfig.from_pretrained(source, **location)
         weights = _read_weights(source, location)
         base_model = _load_base_model(config, weights, source, kwargs)
@@ -73,6 +74,29 @@ class AutoPeftModelForAudioClassification:
             low_cpu_mem_usage=low_cpu_mem_usage,
             **location,
         )
+
+
+def _local_copy(
+    source: str, revision: Optional[str], subfolder: Optional[str], hub_arguments: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return a folder with the adapter, and where in it it is. Its files are of one commit.
+
+    Raises:
+        ValueError: if there is no adapter.
+    """
+    location = {} if subfolder is None else {"subfolder": subfolder}
+    if os.path.isdir(source):
+        return source, location
+    files = [f"{subfolder}/{name}" if subfolder else name for name in (CONFIG_NAME, "adapter_model.*")]
+    place = f"{source!r}, revision {revision or 'main'!r}, folder {subfolder or '.'!r}"
+    missing = f"Can't find {CONFIG_NAME!r} at {place}: there is no adapter. Check the name, or push the adapter first."
+    try:
+        folder = snapshot_download(source, revision=revision, allow_patterns=files, **hub_arguments)
+    except (RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{missing} ({error})") from error
+    if not os.path.isfile(os.path.join(folder, files[0])):
+        raise ValueError(missing)
+    return folder, location
 
 
 def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +141,7 @@ def _load_base_model(
             **kwargs,
         )
     _check_loading(info, saved_head, name)
-    _restore(model, settings)
+    restore_settings(model, settings)
     if settings:
         check_settings(settings, model, resolve(model))
     _check_head(model, saved_head, weights, source)
@@ -152,17 +176,6 @@ def _check_loading(info: dict[str, Any], saved_head: tuple[str, ...], name: str)
             "The adapter gives the results it had in training only if training did without them as well.",
             stacklevel=4,
         )
-
-
-def _restore(model: nn.Module, settings: dict[str, Any]) -> None:
-    done = getattr(model.config, RESIZES, None) or []
-    for step in (settings.get(RESIZES) or [])[len(done) :]:
-        resize_ast(model, **step)
-    if settings.get(POOLING) and not pools_statistics(model):
-        use_statistics_pooling(model)
-    # A base model that was saved with this head is loaded without: its hook is no part of the files.
-    if settings.get(TOKEN_POOLING) or remembers_mean_token_pooling(model.config):
-        use_mean_token_pooling(model)
 
 
 def _check_head(model: nn.Module, saved_head: tuple[str, ...], weights: dict[str, torch.Tensor], source: str) -> None:

@@ -1,9 +1,12 @@
-"""The only place that touches PEFT's enumeration and mappings of tuner types."""
+"""The only place that touches PEFT's and transformers' tables: the enumeration and mappings of tuner types, the models
+that pipelines take."""
 
 from __future__ import annotations
 
+from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
+from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
 
 def add_peft_type(name: str) -> PeftType:
@@ -35,3 +38,10 @@ def register_method(config_cls: type, model_cls: type) -> None:
     for mapping in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING):
         mapping.pop(peft_type, None)
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
+
+
+def register_pipeline_model() -> None:
+    """Make transformers' audio classification pipeline know that it can run a `PeftModel`."""
+    known = SUPPORTED_PEFT_TASKS.setdefault("audio-classification", [])
+    if PeftModel.__name__ not in known:
+        known.append(PeftModel.__name__)

@@ -6,7 +6,6 @@ PEFT writes the files of an adapter one by one and in place, and has no way for 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import shutil
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 from .atomic import written_together
 from .card import CARD_NAME, CardFacts, load_card, read_facts, updated_card
 from .config import EncoderAdapterConfig
+from .wrapping import replace_method
 
 
 # A folder holds the weights in one format: of two files PEFT would read the wrong one.
@@ -33,18 +33,11 @@ HUB_ID: ContextVar[Optional[str]] = ContextVar("HUB_ID", default=None)
 
 def wrap_saving() -> None:
     """Let the classes that save adapters do so whole and with a card. Doing it again changes nothing."""
-    _replace(PeftModel, "save_pretrained", _saving_whole)
-    _replace(PreTrainedModel, "save_pretrained", _saving_whole)
-    _replace(PeftModel, "create_or_update_model_card", _completing_card)
-    _replace(PeftModel, "push_to_hub", _naming_the_hub)
-
-
-def _replace(cls: type, name: str, wrapper: Callable) -> None:
-    original = getattr(cls, name)
-    original = getattr(original, "_before_peft_audio", original)
-    wrapped = functools.wraps(original)(wrapper(original))
-    wrapped._before_peft_audio = original
-    setattr(cls, name, wrapped)
+    replace_method(PeftModel, "save_pretrained", _saving_whole)
+    replace_method(PreTrainedModel, "save_pretrained", _saving_whole)
+    replace_method(PeftModel, "create_or_update_model_card", _completing_card)
+    replace_method(PeftModel, "push_to_hub", _naming_the_hub)
+    replace_method(PeftModel, "_upload_modified_files", _uploading_the_card)
 
 
 def _has_adapters_of_ours(model: Any) -> bool:
@@ -109,6 +102,21 @@ def _naming_the_hub(original: Callable) -> Callable:
             return original(self, repo_id, *args, **kwargs)
 
     return push_to_hub
+
+
+def _uploading_the_card(original: Callable) -> Callable:
+    signature = inspect.signature(original)
+
+    def _upload_modified_files(self, *args: Any, **kwargs: Any) -> Any:
+        # push_to_hub has put a card of transformers', for whole models, in the place of the adapter's.
+        folder = Path(signature.bind(self, *args, **kwargs).arguments["working_dir"])
+        facts = _facts(folder, folder) if _has_adapters_of_ours(self) else None
+        if facts is not None:
+            card = load_card(folder)
+            updated_card(card, facts, tags=_tags(card)).save(folder / CARD_NAME)
+        return original(self, *args, **kwargs)
+
+    return _upload_modified_files
 
 
 @contextmanager
