@@ -16,6 +16,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
+from yaml import YAMLError
 
 from .atomic import written_together
 from .config import EncoderAdapterConfig
@@ -26,6 +27,7 @@ CARD_NAME = "README.md"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 # The parts that are written anew lie between comments; what stands outside of them is the user's.
 ADAPTER, TRAINING = "adapter", "training"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 METHOD_TAG = "peft-audio:"
 PEFT_TEMPLATE_MARK = "<!-- Provide a quick summary of what the model is/does. -->"
 
@@ -40,7 +42,7 @@ class CardFacts:
         config: the adapter's configuration.
         location: its folder or its id on the Hub, for the code that loads it.
         num_bytes: size of the weights' file.
-        num_parameters: numbers in that file.
+        num_parameters: trained numbers in that file, so without the statistics of batch norms.
         preprocessor: the feature extractor's settings, None where the folder has no feature extractor.
     """
 
@@ -60,7 +62,8 @@ class CardFacts:
 
     @property
     def is_audio_classifier(self) -> bool:
-        return bool(labels_of(self.settings)) and "image_size" not in self.settings
+        is_classifier = not self.base_class or "Classification" in self.base_class
+        return is_classifier and bool(labels_of(self.settings)) and "image_size" not in self.settings
 
     @property
     def hub_base_model(self) -> Optional[str]:
@@ -123,17 +126,24 @@ def read_facts(folder: Path, location: str, beside: Optional[Path] = None) -> Op
         return None
     preprocessors = [place / PREPROCESSOR_NAME for place in (folder, beside) if place is not None]
     preprocessor = next((json.loads(file.read_text("utf-8")) for file in preprocessors if file.is_file()), None)
-    return CardFacts(config, location, weights[0].stat().st_size, _count_numbers(weights[0]), preprocessor)
+    return CardFacts(config, location, weights[0].stat().st_size, _count_parameters(weights[0]), preprocessor)
 
 
-def _count_numbers(file: Path) -> int:
-    return sum(tensor.numel() for tensor in load_peft_weights(str(file.parent), device="cpu").values())
+def _count_parameters(file: Path) -> int:
+    tensors = load_peft_weights(str(file.parent), device="cpu")
+    return sum(tensor.numel() for key, tensor in tensors.items() if not key.endswith(STATISTICS))
 
 
 def load_card(folder: Path) -> Optional[ModelCard]:
     """Return the card in the folder, None where there is none."""
     file = folder / CARD_NAME
-    return ModelCard.load(file, ignore_metadata_errors=True) if file.is_file() else None
+    if not file.is_file():
+        return None
+    text = file.read_text("utf-8")
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except (YAMLError, ValueError):  # metadata that cannot be read is kept as text
+        return ModelCard(f"---\n{{}}\n---\n\n{text}", ignore_metadata_errors=True)
 
 
 def updated_card(card: Optional[ModelCard], facts: CardFacts, training: str = "", tags: tuple = ()) -> ModelCard:

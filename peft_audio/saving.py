@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -56,8 +55,9 @@ def _saving_whole(original: Callable) -> Callable:
             return original(self, save_directory, *args, **kwargs)
         folder = Path(save_directory)
         with written_together(folder, OTHER_FORMAT) as staged:
-            if (folder / CARD_NAME).is_file():
-                shutil.copy2(folder / CARD_NAME, staged)  # PEFT goes on from the card that is there
+            card = load_card(folder)
+            if card is not None:
+                card.save(staged / CARD_NAME)  # PEFT goes on from the card that is there
             result = original(self, str(staged), *args, **kwargs)
             _write_card(staged, folder)
         return result
