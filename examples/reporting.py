@@ -8,6 +8,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from peft_audio import write_card
+from peft_audio.card import classify_a_file, training_text
+
 
 AUDIO_CLASSIFICATION = "audio-classification"
 STOCK_METHODS = ("bitfit", "lora")  # PEFT's own; their adapters store neither the labels nor the input length
@@ -57,12 +60,12 @@ def plot_curves(log_history: list[dict], path: Path, metrics: tuple[str, ...] = 
 
 @dataclass
 class CardFacts:
-    """All that a model card says.
+    """What a run knows and its files do not say.
 
     Args:
         location: the folder or the Hub name the model is loaded from.
         base_model: what it was trained from: a Hub name or a folder.
-        method: a name of the methods table, and `settings` its options in force.
+        method: a name of the methods table, `summary` what it is, and `settings` its options in force.
         labels: in the order of the model's outputs.
         sampling_rate: of the input, in Hz.
         max_length: frames of the input, if the model takes a fixed number of them.
@@ -89,22 +92,54 @@ class CardFacts:
     def metrics(self) -> list[str]:
         return ["map", "micro_f1"] if self.multi_label else ["accuracy", "macro_f1"]
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "datasets": [self.dataset_name] if self.dataset_name else None,
+            "metrics": ["average_precision", "f1"] if self.multi_label else ["accuracy", "f1"],
+            "tags": ["audio", "peft-audio", self.method],
+        }
 
-def model_card(facts: CardFacts) -> str:
-    """The text of the card, metadata included."""
+
+def write_model_card(folder: Path, facts: CardFacts) -> None:
+    """Writes README.md: this package's card of an adapter, or one like it for what the package does not save."""
+    training, scores = describe_training(facts), scores_of(facts)
+    if facts.method == "full" or facts.method in STOCK_METHODS:
+        (folder / "README.md").write_text(stock_card(facts, training_text(training, scores)), encoding="utf-8")
+    else:
+        write_card(folder, location=facts.location, training=training, results=scores, metadata=facts.metadata)
+
+
+def describe_training(facts: CardFacts) -> str:
+    results = facts.results
+    share = 100 * results["trainable_parameters"] / results["total_parameters"]
+    return f"""{facts.data}
+
+- method: {facts.method} ({facts.summary})
+- learning rate: {results["learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
+- trainable parameters: {results["trainable_parameters"]:,} of {results["total_parameters"]:,} ({share:.2f} %)
+
+The results are of {results["eval_samples"]} test clips, +- their bootstrap standard error.
+
+![Loss and metrics by epoch](curves.png)"""
+
+
+def scores_of(facts: CardFacts) -> dict[str, float | tuple[float, float]]:
+    results = facts.results
+    scores = {name: (results[f"eval_{name}"], results[f"eval_{name}_standard_error"]) for name in facts.metrics}
+    return scores | {"loss": results["eval_loss"]}
+
+
+def stock_card(facts: CardFacts, training: str) -> str:
+    """The text of the card of a whole model or of an adapter of PEFT's own, metadata included."""
     on_hub = not Path(facts.base_model).exists()  # metadata that names a folder makes a push to the Hub fail
     metadata = ModelCardData(
         library_name="transformers" if facts.method == "full" else "peft",
         pipeline_tag=AUDIO_CLASSIFICATION,
         base_model=facts.base_model if on_hub else None,
-        datasets=[facts.dataset_name] if facts.dataset_name else None,
-        metrics=["accuracy", "f1"] if not facts.multi_label else ["average_precision", "f1"],
-        tags=["audio", "peft-audio", facts.method],
+        **facts.metadata,
     )
-    results = facts.results
     settings = "".join(f"- {name}: {value}\n" for name, value in facts.settings.items())
-    scores = "".join(f"| {name} | {results[f'eval_{name}']:.4f} |\n" for name in facts.metrics)
-    share = 100 * results["trainable_parameters"] / results["total_parameters"]
     length = f", cut or padded to {facts.max_length} frames of 10 ms" if facts.max_length else ""
     return f"""---
 {metadata.to_yaml()}
@@ -112,8 +147,7 @@ def model_card(facts: CardFacts) -> str:
 
 # {Path(facts.location).name}
 
-An audio classifier: `{Path(facts.base_model).name if not on_hub else facts.base_model}` fine-tuned with the method
-`{facts.method}` ({facts.summary}).
+An audio classifier: `{facts.base_model if on_hub else Path(facts.base_model).name}`, fine-tuned.
 
 ## Use
 
@@ -123,22 +157,9 @@ An audio classifier: `{Path(facts.base_model).name if not on_hub else facts.base
 
 - Input: mono audio at {facts.sampling_rate} Hz{length}.
 - Labels ({len(facts.labels)}{", several at a time" if facts.multi_label else ""}): {", ".join(facts.labels)}.
+{settings}- file: {facts.results["adapter_bytes"] / 1e6:.3f} MB
 
-## Training
-
-{facts.data}
-
-{settings}- learning rate: {results["learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
-- trainable parameters: {results["trainable_parameters"]:,} of {results["total_parameters"]:,} ({share:.2f} %)
-- file size: {results["adapter_bytes"] / 1e6:.3f} MB
-
-## Result
-
-| test clips: {results["eval_samples"]} | |
-|---|---|
-{scores}| loss | {results["eval_loss"]:.4f} |
-
-![Loss and metrics by epoch](curves.png)
+{training}
 """
 
 
@@ -147,7 +168,7 @@ def snippet(facts: CardFacts) -> str:
     if facts.method == "full":
         imports = ["from transformers import AutoFeatureExtractor, AutoModelForAudioClassification"]
         load = ["model = AutoModelForAudioClassification.from_pretrained(location)"]
-    elif facts.method in STOCK_METHODS:
+    else:
         imports = ["from peft import PeftModel", "from transformers import AutoFeatureExtractor"]
         imports[1] += ", AutoModelForAudioClassification"
         imports += ["from peft_audio import resize_ast"] if facts.resized else []
@@ -159,33 +180,5 @@ def snippet(facts: CardFacts) -> str:
             *([f"resize_ast(base, max_length={facts.max_length})"] if facts.resized else []),
             "model = PeftModel.from_pretrained(base, location)",
         ]
-    else:
-        imports = [
-            "import peft_audio  # tells PEFT about this kind of adapter",
-            "from peft_audio import AutoPeftModelForAudioClassification",
-            "from transformers import AutoFeatureExtractor",
-        ]
-        load = ["model = AutoPeftModelForAudioClassification.from_pretrained(location)"]
-    if facts.multi_label:
-        show = ["for label, score in zip(model.config.id2label.values(), logits.sigmoid()[0].tolist()):"]
-        show += ['    print(f"{score:.2f} {label}")']
-    else:
-        show = ["print(model.config.id2label[logits.argmax(-1).item()])"]
-    return "\n".join(
-        [
-            "import librosa",
-            "import torch",
-            *imports,
-            "",
-            f"location = {facts.location!r}",
-            *load,
-            "model.eval()",
-            "feature_extractor = AutoFeatureExtractor.from_pretrained(location)",
-            "",
-            'waveform, rate = librosa.load("clip.wav", sr=feature_extractor.sampling_rate)',
-            'inputs = feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")',
-            "with torch.no_grad():",
-            "    logits = model(**inputs).logits",
-            *show,
-        ]
-    )
+    lines = ["import librosa", "import torch", *imports, "", f"location = {facts.location!r}", *load, "model.eval()"]
+    return "\n".join([*lines, *classify_a_file("location", facts.multi_label)])

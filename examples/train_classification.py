@@ -19,13 +19,14 @@ from audio_data import AudioCollator, BadAudioError, FeatureDataset, extract_fea
 from clip_table import DataError, choose_splits, read_audiofolder, read_hub_dataset
 from methods import METHODS, MethodArguments, apply_method, make_config, method_settings
 from peft import PeftModel
-from reporting import CardFacts, model_card, plot_curves, write_json
+from reporting import CardFacts, plot_curves, write_json, write_model_card
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
+    EvalPrediction,
     HfArgumentParser,
     PreTrainedModel,
     Trainer,
@@ -125,7 +126,8 @@ def main(arguments: list[str] | None = None) -> dict:
     eval_set = dataset(splits.validation or splits.test)
     trainer = build_trainer(model, args, feature_extractor, dataset(splits.train), eval_set, table.multi_label)
     train_result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    test_metrics = trainer.evaluate(dataset(splits.test))
+    test_set = dataset(splits.test)
+    test_metrics = trainer.evaluate(test_set) | standard_errors(trainer, test_set)
     trainer.save_model(_internal_call=True)  # else it pushes to the Hub at once, without the card
 
     results = {
@@ -293,6 +295,21 @@ def multi_label_metrics(prediction) -> dict[str, float]:
     }
 
 
+def standard_errors(trainer: Trainer, test_set, num_resamples: int = 100) -> dict[str, float]:
+    """The bootstrap standard error over the test clips, 0 for a single clip, of every metric: eval_<metric>_standard_error."""
+    output = trainer.predict(test_set)
+    logits, targets = first(output.predictions), output.label_ids
+
+    def metrics_of(clips: np.ndarray) -> np.ndarray:
+        return np.array(list(trainer.compute_metrics(EvalPrediction(logits[clips], targets[clips])).values()))
+
+    random = np.random.default_rng(0)
+    resamples = random.integers(len(targets), size=(num_resamples, len(targets)))
+    errors = np.std([metrics_of(clips) for clips in resamples], axis=0, ddof=1)
+    names = trainer.compute_metrics(EvalPrediction(logits, targets))
+    return {f"eval_{name}_standard_error": float(error) for name, error in zip(names, errors)}
+
+
 def first(predictions) -> np.ndarray:
     """The logits; a model set to return its hidden states puts them behind."""
     return predictions[0] if isinstance(predictions, tuple) else predictions
@@ -362,7 +379,7 @@ def describe_data(data_args: DataArguments, splits) -> str:
 
 def write_reports(folder: Path, facts: CardFacts, log_history: list[dict]) -> None:
     plot_curves(log_history, folder / "curves.png", tuple(facts.metrics))
-    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    write_model_card(folder, facts)
     write_json(folder / "all_results.json", facts.results)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -93,6 +93,7 @@ def write_card(
     location: Optional[str] = None,
     training: str = "",
     results: Optional[Mapping[str, Score]] = None,
+    metadata: Optional[Mapping[str, Any]] = None,
 ) -> None:
     """Write the card of an adapter that was saved in `folder`.
 
@@ -103,6 +104,7 @@ def write_card(
         location: what the code in the card loads: None for the folder's name, else a path or an id on the Hub.
         training: Markdown on the data and the training.
         results: scores by the name of the metric, each a number or (mean, spread).
+        metadata: fields of the card's metadata to set, such as `datasets` and `license`; `tags` are added.
 
     Raises:
         FileNotFoundError: if the folder holds no adapter of this package.
@@ -111,7 +113,10 @@ def write_card(
     facts = read_facts(folder, location or folder.resolve().name)
     if facts is None:
         raise FileNotFoundError(f"There is no adapter of peft_audio in {str(folder)!r}: save_pretrained comes first.")
-    card = updated_card(load_card(folder), facts, _training_text(training, results))
+    metadata = dict(metadata or {})
+    card = updated_card(load_card(folder), facts, training_text(training, results), metadata.pop("tags", ()))
+    for name, value in metadata.items():
+        setattr(card.data, name, value)
     with written_together(folder) as staged:
         card.save(staged / CARD_NAME)
 
@@ -146,7 +151,9 @@ def load_card(folder: Path) -> Optional[ModelCard]:
         return ModelCard(f"---\n{{}}\n---\n\n{text}", ignore_metadata_errors=True)
 
 
-def updated_card(card: Optional[ModelCard], facts: CardFacts, training: str = "", tags: tuple = ()) -> ModelCard:
+def updated_card(
+    card: Optional[ModelCard], facts: CardFacts, training: str = "", tags: Iterable[str] = ()
+) -> ModelCard:
     """Return the card with what `facts` say, and `training` where it is given; None for the first card.
 
     Args:
@@ -182,7 +189,8 @@ def _with_part(text: str, name: str, content: str) -> str:
     return f"{text.rstrip()}\n\n{part}\n".lstrip()
 
 
-def _training_text(training: str, results: Optional[Mapping[str, Score]]) -> str:
+def training_text(training: str, results: Optional[Mapping[str, Score]]) -> str:
+    """Return the part of a card on training and results; see `write_card`."""
     parts = [f"## Training\n\n{training.strip()}"] if training else []
     if results:
         rows = "".join(f"| {name} | {_score(score)} |\n" for name, score in results.items())
@@ -273,16 +281,21 @@ def snippet(facts: CardFacts) -> str:
         f"location = {facts.location!r}",
         "model = peft_audio.AutoPeftModelForAudioClassification.from_pretrained(location)",
         *(["base_model = model.peft_config['default'].base_model_name_or_path"] if extractor == "base_model" else []),
-        f"feature_extractor = AutoFeatureExtractor.from_pretrained({extractor}{length})",
+    ]
+    return "\n".join([*lines, *classify_a_file(extractor + length, _is_multi_label(facts))])
+
+
+def classify_a_file(extractor: str, multi_label: bool) -> list[str]:
+    """Return the lines of code that classify a file with `model`; `extractor` are the feature extractor's arguments."""
+    lines = [
+        f"feature_extractor = AutoFeatureExtractor.from_pretrained({extractor})",
         "",
         'waveform, rate = librosa.load("clip.wav", sr=feature_extractor.sampling_rate)',
         'inputs = feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")',
         "with torch.no_grad():",
         "    logits = model(**inputs).logits",
     ]
-    if _is_multi_label(facts):
+    if multi_label:
         lines += ["for index, score in enumerate(logits[0].sigmoid().tolist()):"]
-        lines += ['    print(f"{score:.2f} {model.config.id2label[index]}")']
-    else:
-        lines += ["print(model.config.id2label[logits.argmax(-1).item()])"]
-    return "\n".join(lines)
+        return [*lines, '    print(f"{score:.2f} {model.config.id2label[index]}")']
+    return [*lines, "print(model.config.id2label[logits.argmax(-1).item()])"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -21,7 +23,7 @@ def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, torch.Tens
 
 
 def check_tensors(model: nn.Module, adapter_name: str, loaded: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError unless `loaded` has exactly the adapter's tensors, each of its shape.
+    """Raise ValueError unless `loaded` has exactly the adapter's tensors, each of its shape and kind, all finite.
 
     Args:
         model: the model with the adapter on it.
@@ -29,19 +31,30 @@ def check_tensors(model: nn.Module, adapter_name: str, loaded: dict[str, torch.T
         loaded: the tensors about to be loaded, by the model's keys, with or without PEFT's own prefix.
     """
     prefix = "base_model.model."
-    expected = {key.removeprefix(prefix): tensor.shape for key, tensor in adapter_tensors(model, adapter_name).items()}
-    received = {key.removeprefix(prefix): tensor.shape for key, tensor in loaded.items()}
+    expected = {key.removeprefix(prefix): tensor for key, tensor in adapter_tensors(model, adapter_name).items()}
+    received = {key.removeprefix(prefix): tensor for key, tensor in loaded.items()}
     problems = [f"missing: {key}" for key in expected if key not in received]
     problems += [f"not of this adapter: {key}" for key in received if key not in expected]
-    problems += [
-        f"wrong shape: {key} is {tuple(received[key])}, the model needs {tuple(shape)}"
-        for key, shape in expected.items()
-        if key in received and received[key] != shape
-    ]
+    for key, tensor in expected.items():
+        problem = None if key not in received else _misfit(received[key], tensor)
+        problems += [] if problem is None else [problem.format(key)]
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(
             f"The checkpoint does not fit adapter {adapter_name!r} of this model, nothing was loaded from it:\n  "
-            f"{shown}{more}\nWas it made with another configuration, for another base model, or cut short?"
+            f"{shown}{more}\nWas it made with another configuration, for another base model, cut short, or did its "
+            "training diverge?"
         )
+
+
+def _misfit(received: torch.Tensor, expected: torch.Tensor) -> Optional[str]:
+    """Return why the one tensor cannot take the other's place, with {} for its name; None if it can."""
+    if received.shape != expected.shape:
+        return f"wrong shape: {{}} is {tuple(received.shape)}, the model needs {tuple(expected.shape)}"
+    if received.is_floating_point() != expected.is_floating_point():
+        return f"wrong type: {{}} is {received.dtype}, the model needs {expected.dtype}"
+    # As it will be in the model: a number can be finite in the file and too large for a model in half precision.
+    if not received.to(expected.dtype).isfinite().all():
+        return f"not finite: {{}} has numbers that are NaN, or infinite in {expected.dtype}"
+    return None
