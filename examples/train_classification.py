@@ -34,9 +34,8 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-from peft_audio import resize_ast
+from peft_audio import last_complete_checkpoint, resize_ast
 from peft_audio.backbones import resolve
 
 
@@ -339,11 +338,11 @@ class GradientCheck(TrainerCallback):
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """The checkpoint folder to go on from: the one named, or the last in the output folder for "True"."""
+    """The checkpoint folder to go on from: the one named, or the last complete one in the output folder for "True"."""
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() == "false":
         return None
-    found = get_last_checkpoint(args.output_dir) if str(wanted).lower() in ("true", "last") else wanted
+    found = last_complete_checkpoint(args.output_dir) if str(wanted).lower() in ("true", "last") else wanted
     if found is None or not Path(found).is_dir():
         raise UsageError(
             f"--resume_from_checkpoint {wanted}: no such checkpoint. Give a checkpoint-N folder, or True for the last "

@@ -19,6 +19,7 @@ from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPA
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .pooling import use_statistics_pooling
 from .registry import register_pipeline_model
+from .resuming import last_complete_checkpoint
 from .saving import wrap_saving
 from .ssast import ast_from_ssast
 from .token_pooling import use_mean_token_pooling
@@ -47,6 +48,7 @@ __all__ = [
     "TimeFreqConvAdapterModel",
     "ast_from_ssast",
     "ast_from_vit",
+    "last_complete_checkpoint",
     "register_backbone",
     "resize_ast",
     "supported_backbones",

@@ -31,11 +31,11 @@ def written_together(folder: Path, replaced_by: Mapping[str, str] = MappingProxy
         replaced_by: files to remove from the same folder when another one, their value, is written.
 
     Raises:
-        NotADirectoryError: if `folder` is a file.
+        ValueError: if `folder` is a file.
         Whatever the block raises; `folder` is left as it was.
     """
     if folder.is_file():
-        raise NotADirectoryError(f"Saving needs a folder, but {str(folder)!r} is a file. Choose another name.")
+        raise ValueError(f"Saving needs a folder, but {str(folder)!r} is a file. Choose another name.")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     for workshop in folder.glob(f"{WORKSHOP}*"):

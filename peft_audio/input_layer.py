@@ -23,7 +23,8 @@ class InputParts(NamedTuple):
 class InputPass(PerThread):
     """One forward pass of the model: the length of every clip, `(batch,)`, None without padding."""
 
-    lengths: Optional[torch.Tensor] = None
+    def __init__(self) -> None:
+        self.lengths: Optional[torch.Tensor] = None
 
 
 class InputTunerLayer(HookedTunerLayer):

@@ -70,11 +70,12 @@ class LayerPass(PerThread):
         mlp_input: what the feed-forward block reads.
     """
 
-    grid: Optional[tuple[int, int]] = None
-    mask: Optional[torch.Tensor] = None
-    attention_residual: Optional[torch.Tensor] = None
-    attention_input: Optional[BlockInput] = None
-    mlp_input: Optional[BlockInput] = None
+    def __init__(self) -> None:
+        self.grid: Optional[tuple[int, int]] = None
+        self.mask: Optional[torch.Tensor] = None
+        self.attention_residual: Optional[torch.Tensor] = None
+        self.attention_input: Optional[BlockInput] = None
+        self.mlp_input: Optional[BlockInput] = None
 
 
 class EncoderTunerLayer(HookedTunerLayer):

@@ -103,7 +103,7 @@ def _checked(model: PreTrainedModel, adapter_name: str, load: Callable) -> Any:
         ValueError: if the checkpoint has not exactly the adapter's tensors.
     """
     info = load()
-    problems = [f"missing: {key}" for key in sorted(info.missing_keys)]
+    problems = [f"missing: {key}" for key in sorted(info.missing_keys) if adapter_name in key.split(".")]
     problems += [f"not of this adapter: {key}" for key in sorted(info.unexpected_keys)]
     problems += [f"wrong shape: {entry[0]}" for entry in sorted(info.mismatched_keys)]
     if problems:

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .backbones import locate, resolve
@@ -39,6 +40,7 @@ class EncoderTuner(BaseTuner):
 
     tuner_layer_cls: type[HookedTunerLayer] = EncoderTunerLayer
     target_module_mapping: dict[str, list[str]] = {}
+    _is_frozen = False  # whether nothing was to be trained when the adapters were disabled
 
     def build_parts(self, config: EncoderAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
         """Return fresh modules for one encoder layer, whose own are `modules`.
@@ -84,12 +86,49 @@ class EncoderTuner(BaseTuner):
         # A copy: what is filled in below belongs to this model, and the caller may use the configuration for another.
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         _check_adapter_name(adapter_name, model, self.prefix, self.tuner_layer_cls.parts)
+        if not self.active_adapters:  # the last one was deleted
+            self.active_adapter = adapter_name
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        self._couple_heads(model, adapter_name)
         backbone = resolve(model)
         self._freeze_front_end(backbone)
         keep_frozen_statistics(model)
         attentions = (locate(model.get_submodule(name), backbone.spec).attention for name in backbone.layer_names)
         detach_positions(attentions, backbone.spec.positions, backbone.position_source)
+        del self._backbone, self._targets
+
+    def _couple_heads(self, model: nn.Module, adapter_name: str) -> None:
+        heads = tuple(module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
+        for module in model.modules():
+            if isinstance(module, HookedTunerLayer):
+                module.heads = heads
+        if adapter_name not in self.active_adapters:
+            return
+        # `inject_adapter_in_model` makes the new adapter active in the layers; PEFT leaves its heads behind, and the
+        # other adapters trainable.
+        self.set_adapter(self.active_adapters, inference_mode=self.peft_config[adapter_name].inference_mode)
+        for head in heads:
+            head.set_requires_grad(set(head._adapters) - set(self.active_adapters), requires_grad=False)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        was_active = adapter_name in self.active_adapters
+        super().delete_adapter(adapter_name)
+        if was_active and self.peft_config:
+            # Every layer and head has chosen for itself which adapter comes next.
+            self.set_adapter(self.active_adapters or sorted(self.peft_config)[:1])
+
+    def disable_adapter_layers(self) -> None:
+        switches = [
+            module for module in self.modules() if isinstance(module, (HookedTunerLayer, AuxiliaryTrainingWrapper))
+        ]
+        if not all(module.disable_adapters for module in switches):
+            self._is_frozen = not any(parameter.requires_grad for parameter in self.parameters())
+        super().disable_adapter_layers()
+
+    def enable_adapter_layers(self) -> None:
+        super().enable_adapter_layers()
+        if self._is_frozen:  # PEFT lets adapters train that were loaded for inference
+            self.requires_grad_(False)
 
     def unload(self) -> nn.Module:
         """Return the base model without adapters and without their hooks; a trained head stays in it."""

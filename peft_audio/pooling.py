@@ -72,7 +72,8 @@ def has_statistics_pooling(model: nn.Module) -> bool:
 class PoolingPass(PerThread):
     """One forward pass: the model and the attention mask that it was given, `(batch, samples)`."""
 
-    mask_of: Optional[tuple[nn.Module, torch.Tensor]] = None
+    def __init__(self) -> None:
+        self.mask_of: Optional[tuple[nn.Module, torch.Tensor]] = None
 
 
 class StatisticsPooling(nn.Module):

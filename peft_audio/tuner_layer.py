@@ -32,6 +32,7 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = []
         self.merged_adapters = []
         self._hooks: tuple[Any, ...] = ()
+        self.heads: tuple[nn.Module, ...] = ()
 
     def update_layer(self, adapter_name: str, modules: NamedTuple, inference_mode: bool = False) -> None:
         """Take in a new adapter, a module or None for each part; it becomes the active one if there was none."""
@@ -46,6 +47,12 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         super().train(mode)
         keep_frozen_statistics(self)
         return self
+
+    def enable_adapters(self, enabled: bool) -> None:
+        super().enable_adapters(enabled)
+        # transformers' `disable_adapters` reaches the heads, its `enable_adapters` forgets them.
+        for head in self.heads:
+            head.enable_adapters(enabled)
 
     def remove_hooks(self) -> None:
         """Give the base layer back as it was."""

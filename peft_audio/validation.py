@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+
+LARGEST = torch.finfo(torch.float32).max
+
 
 def require(holds: bool, field: str, rule: str, value: Any) -> None:
     """Raise ValueError unless `holds`, saying that `field` must be `rule` and what it was instead."""
@@ -28,7 +33,8 @@ def require_probability(field: str, value: Any) -> None:
 
 
 def require_finite_number(field: str, value: Any) -> None:
-    require(is_number(value) and abs(value) < float("inf"), field, "a finite number", value)
+    # In single precision, which adapters compute in: 0 times a number beyond it is NaN, not 0.
+    require(is_number(value) and abs(value) <= LARGEST, field, "a finite number in float32", value)
 
 
 def require_boolean(field: str, value: Any) -> None:
@@ -36,4 +42,4 @@ def require_boolean(field: str, value: Any) -> None:
 
 
 def require_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
-    require(value in choices, field, "one of " + ", ".join(map(repr, choices)), value)
+    require(isinstance(value, str) and value in choices, field, "one of " + ", ".join(map(repr, choices)), value)

@@ -19,6 +19,7 @@ from tiny import (
     make_inputs,
     make_padded_inputs,
     randomize,
+    same,
     trainable,
 )
 from torch import nn
@@ -51,7 +52,7 @@ def hidden_states(model, inputs):
 def test_start(backbone, method):
     inputs = make_inputs(backbone)
     base, start = logits(BACKBONES[backbone](), inputs), logits(adapted(backbone, method), inputs)
-    assert torch.equal(start, base) == (method not in CHANGED_AT_START)
+    assert same(start, base) == (method not in CHANGED_AT_START)
     random = logits(adapted(backbone, method, init_weights=False), inputs)
     assert torch.allclose(random, base, atol=1e-5) == (method == "linear_probe")
 
@@ -86,9 +87,9 @@ def test_disabling_gives_the_base_model_exactly(backbone, method):
     model = randomize(adapted(backbone, method))
     changed = logits(model, inputs)
     with model.disable_adapter():
-        assert torch.equal(logits(model, inputs), base)
-    assert torch.equal(logits(model, inputs), changed)
-    assert not torch.equal(changed, base)
+        assert same(logits(model, inputs), base)
+    assert same(logits(model, inputs), changed)
+    assert not same(changed, base)
 
 
 def test_unload_gives_back_the_base_model_with_the_trained_head(backbone, method):
@@ -106,7 +107,7 @@ def test_unload_gives_back_the_base_model_with_the_trained_head(backbone, method
     assert [type(module) for module in unloaded.modules()] == types
     changed = {name for name, value in unloaded.state_dict().items() if not torch.equal(value, weights[name])}
     assert head and changed == head
-    assert all(torch.equal(a, b) for a, b in zip(hidden_states(unloaded, inputs), states))
+    assert all(same(a, b) for a, b in zip(hidden_states(unloaded, inputs), states))
 
 
 def test_hidden_states_have_the_base_models_lengths(backbone, method):
@@ -128,8 +129,8 @@ def test_layers_to_transform(backbone, method, layers):
     # Layers below the first adapted one see what they see in the base model, exactly.
     states, plain = hidden_states(model, inputs), hidden_states(base, inputs)
     first = min(tuned)
-    assert all(torch.equal(a, b) for a, b in zip(states[: first + 1], plain[: first + 1]))
-    assert not torch.equal(states[first + 1], plain[first + 1])
+    assert all(same(a, b) for a, b in zip(states[: first + 1], plain[: first + 1]))
+    assert not same(states[first + 1], plain[first + 1])
 
 
 def _is_tuned(module):
@@ -189,7 +190,7 @@ def test_reloading_gives_the_same_logits(backbone, method, tmp_path):
     expected = logits(model.eval(), inputs)
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(BACKBONES[backbone](), tmp_path)
-    assert torch.equal(logits(again, inputs), expected)
+    assert same(logits(again, inputs), expected)
 
 
 def test_bare_encoder_as_feature_extractor(backbone, method):
@@ -209,11 +210,11 @@ def test_a_copy_stands_on_its_own(backbone, method):
     twin = copy.deepcopy(model)
     expected = logits(model, inputs)
     randomize(twin, seed=3)
-    assert not torch.equal(logits(twin, inputs), expected)
-    assert torch.equal(logits(model, inputs), expected)
+    assert not same(logits(twin, inputs), expected)
+    assert same(logits(model, inputs), expected)
     unloaded = twin.unload()
     assert not any(isinstance(module, (HookedTunerLayer, ModulesToSaveWrapper)) for module in unloaded.modules())
-    assert torch.equal(logits(model, inputs), expected)
+    assert same(logits(model, inputs), expected)
 
 
 def test_frozen_front_end_runs_no_backward_pass(backbone, method):

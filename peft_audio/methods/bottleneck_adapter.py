@@ -70,8 +70,8 @@ class BottleneckAdapterConfig(BottleneckFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("block", self.block, BLOCKS)
-        is_sequence = isinstance(self.sites, (tuple, list))
-        known = is_sequence and len(set(self.sites)) == len(self.sites) > 0 and set(self.sites) <= set(SITES)
+        are_names = isinstance(self.sites, (tuple, list)) and all(isinstance(site, str) for site in self.sites)
+        known = are_names and len(set(self.sites)) == len(self.sites) > 0 and set(self.sites) <= set(SITES)
         require(known, "sites", "a tuple of 'mlp', 'attention' or both", self.sites)
         self.sites = tuple(self.sites)  # JSON gives back a list
         require_choice("placement", self.placement, PLACEMENTS)

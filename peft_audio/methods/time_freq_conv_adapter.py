@@ -92,8 +92,9 @@ class TimeFreqConvAdapterConfig(BottleneckFields):
 def _check_kernel(name: str, kernel: Any) -> None:
     is_pair = isinstance(kernel, tuple) and len(kernel) == 2
     is_odd = is_pair and all(is_integer(size) and size > 0 and size % 2 == 1 for size in kernel)
+    is_auto = isinstance(kernel, str) and kernel == "auto"
     rule = "'auto', None or a pair of odd positive integers (frequency, time)"
-    require(kernel is None or kernel == "auto" or is_odd, name, rule, kernel)
+    require(kernel is None or is_auto or is_odd, name, rule, kernel)
 
 
 class TimeFreqConvAdapterModel(EncoderTuner):
