@@ -10,10 +10,10 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python examples/demo.py
 
 # One thread a process: the tests are many small models, spread over the cores.
-test: $(VENV)/installed
+test: $(VENV)/installed-tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
@@ -22,6 +22,10 @@ $(VENV)/installed: requirements-dev.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --no-compile -r requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/installed-tests: requirements-test.txt $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --no-compile -r requirements-test.txt
 	touch $@
 
 clean:

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from .backbones import resolve
 from .config import EncoderAdapterConfig
 from .layer_weights import MODULE_NAME
+from .quantised import check_not_quantised
 from .restoring import restore_settings
 from .settings import check_settings, set_labels
 
@@ -144,6 +145,7 @@ def _load_base_model(
     restore_settings(model, settings)
     if settings:
         check_settings(settings, model, resolve(model))
+    check_not_quantised(model, saved_head)
     _check_head(model, saved_head, weights, source)
     return model
 

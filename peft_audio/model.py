@@ -21,6 +21,7 @@ from .layer import AdapterParts, EncoderTunerLayer
 from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
 from .mixed_batch import mixed_batch
 from .positions import attach_positions, detach_positions
+from .quantised import check_not_quantised
 from .settings import check_settings, has_generic_labels, read_settings, set_labels
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
 
@@ -161,6 +162,7 @@ class EncoderTuner(BaseTuner):
         parameter = backbone.spec.layer_weights
         has_layer_weights = parameter is not None and hasattr(self.model, parameter)
         if config.modules_to_save is None:
+            check_not_quantised(self.model, backbone.head)
             return [*backbone.head, *([MODULE_NAME] if has_layer_weights else [])]
         names = [MODULE_NAME if name == parameter and has_layer_weights else name for name in config.modules_to_save]
         known = [name for name, _ in self.model.named_modules()] + ([MODULE_NAME] if has_layer_weights else [])
@@ -170,6 +172,7 @@ class EncoderTuner(BaseTuner):
                 f"`modules_to_save` must name modules of {type(self.model).__name__}, which has none called "
                 f"{', '.join(map(repr, missing))}. Its head: {', '.join(map(repr, backbone.head)) or 'none'}."
             )
+        check_not_quantised(self.model, names)
         return names
 
     def _prepare_model(self, peft_config: EncoderAdapterConfig, model: nn.Module) -> None:
