@@ -47,6 +47,7 @@ def _finding_places(original: Callable) -> Callable:
             restore_settings(self, config.base_settings or {})
             restore_labels(self, config)
         arguments["peft_config"] = config
+        _check_finite(tensors)
         arguments["adapter_state_dict"] = with_module_names(self, config, tensors)
         adapter_name = arguments.get("adapter_name") or "default"
         info = _checked(self, adapter_name, lambda: original(*bound.args, **bound.kwargs))
@@ -75,6 +76,15 @@ def _read_config(name: Optional[str], location: dict[str, Any]) -> Optional[Peft
         return PeftConfig.from_pretrained(name, **location)
     except (ValueError, KeyError):  # none there, or of a type that PEFT does not know: transformers says what is wrong
         return None
+
+
+def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
+    damaged = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    if damaged:
+        raise ValueError(
+            f"The checkpoint has numbers that are NaN or infinite in {', '.join(damaged[:10])}, nothing was loaded from "
+            "it. Did its training diverge? Take an earlier one."
+        )
 
 
 def with_module_names(

@@ -108,6 +108,20 @@ def test_a_checkpoint_with_other_tensors_is_refused_and_taken_off(case, tmp_path
     assert torch.equal(logits(base, "ast"), before)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
+    trained("ast", "ipet", tmp_path)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.layers.1.prompt.weight"][0, 0] = value
+    save_file(tensors, file)
+    base = make("ast")
+    keys = list(base.state_dict())
+    with pytest.raises(ValueError, match="layers.1.prompt.weight"):
+        base.load_adapter(tmp_path / "adapter")
+    assert list(base.state_dict()) == keys
+
+
 def test_a_base_of_another_width_or_labels_is_refused_before_it_is_touched(tmp_path):
     trained("ast", "ipet", tmp_path)
     base = make("ast", num_labels=2)
