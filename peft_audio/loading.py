@@ -48,6 +48,8 @@ def _finding_places(original: Callable) -> Callable:
             restore_labels(self, config)
         arguments["peft_config"] = config
         _check_finite(tensors)
+        # Tensors of other shapes are told of below, with all else that does not fit.
+        arguments["kwargs"] = {**arguments.get("kwargs", {}), "ignore_mismatched_sizes": True}
         arguments["adapter_state_dict"] = with_module_names(self, config, tensors)
         adapter_name = arguments.get("adapter_name") or "default"
         info = _checked(self, adapter_name, lambda: original(*bound.args, **bound.kwargs))
@@ -115,7 +117,7 @@ def _checked(model: PreTrainedModel, adapter_name: str, load: Callable) -> Any:
     info = load()
     problems = [f"missing: {key}" for key in sorted(info.missing_keys) if adapter_name in key.split(".")]
     problems += [f"not of this adapter: {key}" for key in sorted(info.unexpected_keys)]
-    problems += [f"wrong shape: {entry[0]}" for entry in sorted(info.mismatched_keys)]
+    problems += [f"wrong shape: {key}" for key, *_ in sorted(info.mismatched_keys)]
     if problems:
         model.delete_adapter(adapter_name)
         shown = "\n  ".join(problems[:10])

@@ -87,10 +87,14 @@ def test_weights_and_configuration_without_a_folder(tmp_path):
     torch.testing.assert_close(logits(base, "ast"), expected)
 
 
+def first_prompt(tensors):
+    return next(key for key in tensors if ".layers.0.prompt." in key)
+
+
 DAMAGE = {
     "missing": lambda tensors: tensors.pop(next(key for key in tensors if "layers.1" in key)),
     "not of this adapter": lambda tensors: tensors.update({"base_model.model.layers.9.prompt.weight": torch.ones(1)}),
-    "wrong shape": lambda tensors: tensors.update({"base_model.model.layers.1.prompt.weight": torch.ones(3, 5)}),
+    "wrong shape": lambda tensors: tensors.update({first_prompt(tensors): torch.ones(3, 5)}),
 }
 
 
@@ -103,7 +107,7 @@ def test_a_checkpoint_with_other_tensors_is_refused_and_taken_off(case, tmp_path
     save_file(tensors, file)
     base = type(make("ast")).from_pretrained(tmp_path / "base")
     before = logits(base, "ast")
-    with pytest.raises((ValueError, RuntimeError), match=case if case != "wrong shape" else "prompt"):
+    with pytest.raises((ValueError, RuntimeError), match=case):
         base.load_adapter(tmp_path / "adapter")
     assert torch.equal(logits(base, "ast"), before)
 
@@ -113,11 +117,11 @@ def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
     trained("ast", "ipet", tmp_path)
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
-    tensors["base_model.model.layers.1.prompt.weight"][0, 0] = value
+    tensors[first_prompt(tensors)].flatten()[0] = value
     save_file(tensors, file)
     base = make("ast")
     keys = list(base.state_dict())
-    with pytest.raises(ValueError, match="layers.1.prompt.weight"):
+    with pytest.raises(ValueError, match=r"NaN or infinite in .*layers\.0\.prompt"):
         base.load_adapter(tmp_path / "adapter")
     assert list(base.state_dict()) == keys
 
