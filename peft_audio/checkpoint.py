@@ -35,9 +35,7 @@ def check_tensors(model: nn.Module, adapter_name: str, loaded: dict[str, torch.T
     received = {key.removeprefix(prefix): tensor for key, tensor in loaded.items()}
     problems = [f"missing: {key}" for key in expected if key not in received]
     problems += [f"not of this adapter: {key}" for key in received if key not in expected]
-    for key, tensor in expected.items():
-        problem = None if key not in received else _misfit(received[key], tensor)
-        problems += [] if problem is None else [problem.format(key)]
+    problems += filter(None, (_misfit(key, received[key], expected[key]) for key in expected if key in received))
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -48,13 +46,13 @@ def check_tensors(model: nn.Module, adapter_name: str, loaded: dict[str, torch.T
         )
 
 
-def _misfit(received: torch.Tensor, expected: torch.Tensor) -> Optional[str]:
-    """Return why the one tensor cannot take the other's place, with {} for its name; None if it can."""
+def _misfit(key: str, received: torch.Tensor, expected: torch.Tensor) -> Optional[str]:
+    """Return why the one tensor cannot take the other's place, None if it can."""
     if received.shape != expected.shape:
-        return f"wrong shape: {{}} is {tuple(received.shape)}, the model needs {tuple(expected.shape)}"
+        return f"wrong shape: {key} is {tuple(received.shape)}, the model needs {tuple(expected.shape)}"
     if received.is_floating_point() != expected.is_floating_point():
-        return f"wrong type: {{}} is {received.dtype}, the model needs {expected.dtype}"
+        return f"wrong type: {key} is {received.dtype}, the model needs {expected.dtype}"
     # As it will be in the model: a number can be finite in the file and too large for a model in half precision.
     if not received.to(expected.dtype).isfinite().all():
-        return f"not finite: {{}} has numbers that are NaN, or infinite in {expected.dtype}"
+        return f"not finite: {key} has numbers that are NaN, or infinite in {expected.dtype}"
     return None
