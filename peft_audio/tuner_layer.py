@@ -54,6 +54,14 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         for head in self.heads:
             head.enable_adapters(enabled)
 
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        # Replicas share the hooks, which belong to the original: its adapters would act on every GPU's data at once.
+        raise RuntimeError(
+            "These adapters do not run in torch.nn.DataParallel, which the Trainer takes where one process sees several "
+            "GPUs. Start one process per GPU instead, `accelerate launch --num_processes NUM_GPUS train.py` or "
+            "`torchrun --nproc_per_node NUM_GPUS train.py`, or show the process one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+
     def remove_hooks(self) -> None:
         """Give the base layer back as it was."""
         for hook in self._hooks:
