@@ -13,12 +13,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
-from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForAudioClassification
 from transformers.utils import logging
 
 from .backbones import resolve
+from .checkpoint import read_weights
 from .config import EncoderAdapterConfig
 from .layer_weights import MODULE_NAME
 from .quantised import check_not_quantised
@@ -64,7 +64,7 @@ class AutoPeftModelForAudioClassification:
         source = os.fspath(pretrained_model_name_or_path)
         source, location = _local_copy(source, revision, subfolder, _hub_arguments(kwargs))
         config = config or PeftConfig.from_pretrained(source, **location)
-        weights = _read_weights(source, location)
+        weights = read_weights(source, location)
         base_model = _load_base_model(config, weights, source, kwargs)
         return PeftModel.from_pretrained(
             base_model,
@@ -103,16 +103,6 @@ def _local_copy(
 def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     names = ("token", "cache_dir", "local_files_only", "force_download")
     return {name: kwargs[name] for name in names if name in kwargs}
-
-
-def _read_weights(source: str, location: dict[str, Any]) -> dict[str, torch.Tensor]:
-    try:
-        return load_peft_weights(source, device="cpu", **location)
-    except Exception as error:
-        raise ValueError(
-            f"The weights of adapter {source!r} cannot be read ({type(error).__name__}: {error}). The file is missing "
-            "or incomplete; copy or download it again."
-        ) from error
 
 
 def _load_base_model(

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from collections.abc import Iterable
+from typing import Any, Optional
 
 import torch
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
 from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.save_and_load import load_peft_weights
 from torch import nn
+
+
+def read_weights(source: str, location: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Read the tensors of the adapter in the folder or Hub repository `source`.
+
+    Raises:
+        ValueError: if they cannot be read.
+    """
+    try:
+        return load_peft_weights(source, device="cpu", **location)
+    except Exception as error:
+        raise ValueError(
+            f"The weights of adapter {source!r} cannot be read ({type(error).__name__}: {error}). The file is missing "
+            "or incomplete; copy or download it again."
+        ) from error
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
@@ -36,6 +53,23 @@ def check_tensors(model: nn.Module, adapter_name: str, loaded: dict[str, torch.T
     problems = [f"missing: {key}" for key in expected if key not in received]
     problems += [f"not of this adapter: {key}" for key in received if key not in expected]
     problems += filter(None, (_misfit(key, received[key], expected[key]) for key in expected if key in received))
+    refuse(problems, adapter_name)
+
+
+def check_numbers(adapter_name: str, loaded: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError unless the tensors of a checkpoint are finite numbers, before there is a model to compare with."""
+    named = {key.removeprefix("base_model.model."): tensor for key, tensor in loaded.items()}
+    like = {key: torch.empty(tensor.shape, dtype=_kind(key), device="meta") for key, tensor in named.items()}
+    refuse(filter(None, (_misfit(key, tensor, like[key]) for key, tensor in named.items())), adapter_name)
+
+
+def _kind(key: str) -> torch.dtype:
+    return torch.int64 if key.endswith("num_batches_tracked") else torch.float32
+
+
+def refuse(problems: Iterable[str], adapter_name: str) -> None:
+    """Raise ValueError if there are problems with a checkpoint."""
+    problems = list(problems)
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""

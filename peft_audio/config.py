@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Optional, Union
 
 from peft.config import PeftConfig
-from peft.utils import PeftType
+from peft.utils import PeftType, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from .atomic import written_together
@@ -59,6 +59,9 @@ class EncoderAdapterConfig(PeftConfig):
             if isinstance(getattr(self, name), tuple):
                 setattr(self, name, list(getattr(self, name)))  # what JSON gives back
         self._check_layers_to_transform()
+        if self.task_type not in (None, TaskType.FEATURE_EXTRACTION):
+            # PEFT's model classes for tasks look for the heads of text models.
+            require(False, "task_type", "None (the backbone's own head is trained and saved)", str(self.task_type))
         names = self.modules_to_save
         is_list_of_names = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
         require(names is None or is_list_of_names, "modules_to_save", "None or a list of module names", names)

@@ -7,6 +7,7 @@ this package does not depend on those. So this wraps it; other tuner types are l
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable
 from typing import Any, Optional
@@ -15,10 +16,10 @@ import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper
-from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
 
 from .backbones import resolve
+from .checkpoint import check_numbers, read_weights, refuse
 from .config import EncoderAdapterConfig
 from .restoring import restore_labels, restore_settings
 from .wrapping import replace_method
@@ -39,19 +40,21 @@ def _finding_places(original: Callable) -> Callable:
         config = arguments.get("peft_config") or _read_config(arguments.get("peft_model_id"), location)
         if not isinstance(config, EncoderAdapterConfig):
             return original(self, *args, **kwargs)
+        adapter_name = arguments.get("adapter_name") or "default"
         tensors = arguments.get("adapter_state_dict")
         if tensors is None:
-            tensors = load_peft_weights(arguments["peft_model_id"], device="cpu", **location)
+            tensors = read_weights(os.fspath(arguments["peft_model_id"]), location)
         if arguments.get("load_config") is not None:
             # AutoModel...from_pretrained(adapter's folder): the model was made for this adapter just now.
             restore_settings(self, config.base_settings or {})
             restore_labels(self, config)
         arguments["peft_config"] = config
-        _check_finite(tensors)
+        check_numbers(adapter_name, tensors)
         # Tensors of other shapes are told of below, with all else that does not fit.
         arguments["kwargs"] = {**arguments.get("kwargs", {}), "ignore_mismatched_sizes": True}
-        arguments["adapter_state_dict"] = with_module_names(self, config, tensors)
-        adapter_name = arguments.get("adapter_name") or "default"
+        named = with_module_names(self, config, tensors)
+        refuse(_foreign(self, config, named), adapter_name)
+        arguments["adapter_state_dict"] = named
         info = _checked(self, adapter_name, lambda: original(*bound.args, **bound.kwargs))
         if not arguments.get("is_trainable"):
             _freeze_heads(self, adapter_name)
@@ -80,15 +83,6 @@ def _read_config(name: Optional[str], location: dict[str, Any]) -> Optional[Peft
         return None
 
 
-def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
-    damaged = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
-    if damaged:
-        raise ValueError(
-            f"The checkpoint has numbers that are NaN or infinite in {', '.join(damaged[:10])}, nothing was loaded from "
-            "it. Did its training diverge? Take an earlier one."
-        )
-
-
 def with_module_names(
     model: PreTrainedModel, config: EncoderAdapterConfig, tensors: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
@@ -108,6 +102,15 @@ def with_module_names(
     return named
 
 
+def _foreign(model: PreTrainedModel, config: EncoderAdapterConfig, named: dict[str, torch.Tensor]) -> list[str]:
+    """Return what is wrong with tensors that would take the place of the base model's own."""
+    heads = resolve(model).head if config.modules_to_save is None else config.modules_to_save
+    if not all(any(path.endswith(head) for path, _ in model.named_modules()) for head in heads):
+        return []  # of another model, as the tuner will say
+    replaced = [key for key in named if key in model.state_dict() and not any(f".{h}." in f".{key}" for h in heads)]
+    return [f"not of this adapter: {key}" for key in replaced]
+
+
 def _checked(model: PreTrainedModel, adapter_name: str, load: Callable) -> Any:
     """Return what `load` returns; an adapter with a tensor that was not loaded is taken off again.
 
@@ -117,14 +120,13 @@ def _checked(model: PreTrainedModel, adapter_name: str, load: Callable) -> Any:
     info = load()
     problems = [f"missing: {key}" for key in sorted(info.missing_keys) if adapter_name in key.split(".")]
     problems += [f"not of this adapter: {key}" for key in sorted(info.unexpected_keys)]
-    problems += [f"wrong shape: {key}" for key, *_ in sorted(info.mismatched_keys)]
+    problems += [
+        f"wrong shape: {key} is {tuple(received)}, the model needs {tuple(expected)}"
+        for key, received, expected in sorted(info.mismatched_keys)
+    ]
     if problems:
         model.delete_adapter(adapter_name)
-        shown = "\n  ".join(problems[:10])
-        raise ValueError(
-            f"The checkpoint does not fit adapter {adapter_name!r} of this model, which was taken off again:\n  {shown}"
-            "\nWas it made with another configuration, for another base model, or cut short?"
-        )
+    refuse(problems, adapter_name)
     return info
 
 

@@ -148,7 +148,7 @@ class EncoderTuner(BaseTuner):
         self.check_fit(peft_config, backbone)
         if peft_config.base_settings is not None:
             check_settings(peft_config.base_settings, self.model, backbone)
-        modules_to_save = self._modules_to_save(peft_config, backbone)
+        modules_to_save = self._modules_to_save(peft_config, backbone, targets)
 
         self._targets = set(targets)
         self._backbone = backbone
@@ -158,7 +158,7 @@ class EncoderTuner(BaseTuner):
         peft_config.base_settings = read_settings(self.model, backbone.spec)
         return peft_config
 
-    def _modules_to_save(self, config: EncoderAdapterConfig, backbone: Backbone) -> list[str]:
+    def _modules_to_save(self, config: EncoderAdapterConfig, backbone: Backbone, targets: list[str]) -> list[str]:
         parameter = backbone.spec.layer_weights
         has_layer_weights = parameter is not None and hasattr(self.model, parameter)
         if config.modules_to_save is None:
@@ -172,6 +172,7 @@ class EncoderTuner(BaseTuner):
                 f"`modules_to_save` must name modules of {type(self.model).__name__}, which has none called "
                 f"{', '.join(map(repr, missing))}. Its head: {', '.join(map(repr, backbone.head)) or 'none'}."
             )
+        _check_apart(names, self.model, set(targets))
         check_not_quantised(self.model, names)
         return names
 
@@ -267,7 +268,13 @@ class EncoderTuner(BaseTuner):
 
 
 def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts: tuple[str, ...]) -> None:
-    segments = {segment for name, _ in model.named_parameters() for segment in name.split(".")[:-1]}
+    # torch takes as keys of a ModuleDict neither names with dots nor those of the dictionary's own attributes.
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+        raise ValueError(
+            f"`adapter_name` must be a name that torch.nn.ModuleDict takes as a key, not empty and without dots, got "
+            f"{adapter_name!r}. Choose another name."
+        )
+    segments = {segment for name, _ in model.named_parameters() for segment in name.split(".")}
     adapters = {name for module in model.modules() for name in getattr(module, "_adapters", ())}
     for layer in model.modules():
         if isinstance(layer, HookedTunerLayer):
@@ -275,6 +282,18 @@ def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts:
     reserved = (segments - adapters) | set(parts) | {prefix + part for part in parts}
     if adapter_name in reserved:
         raise ValueError(
-            f"`adapter_name` must differ from the names of the model's modules, got {adapter_name!r}: PEFT could not "
-            "tell the adapter's tensors from the model's. Choose another name."
+            f"`adapter_name` must differ from the names of the model's modules and tensors, got {adapter_name!r}: PEFT "
+            "could not tell the adapter's tensors from the model's. Choose another name."
         )
+
+
+def _check_apart(names: list[str], model: nn.Module, targets: set[str]) -> None:
+    """Raise ValueError if modules to be trained whole lie within one another, or around or within adapted ones."""
+    paths = [path for path, _ in model.named_modules() if any(path == n or path.endswith("." + n) for n in names)]
+    for path in paths:
+        for other in targets | set(paths) - {path}:
+            if path == other or path.startswith(other + ".") or other.startswith(path + "."):
+                raise ValueError(
+                    f"`modules_to_save` must name modules apart from each other and from what the adapter is put on, got "
+                    f"{names!r}: {path!r} and {other!r} are not. Name the head's modules, or leave the field out."
+                )
