@@ -53,7 +53,7 @@ SIZES = {
     "lora": [{"lora_r": r, "lora_alpha": 2 * r} for r in (1, 3, 20, 40)],
     "aat_m": [{"bottleneck_dim": h} for h in (1, 4, 12, 80)],
     "aat_ms": [{"bottleneck_dim": h} for h in (1, 4, 12, 40)],
-    "joint": [{"bottleneck_dim": h, "num_virtual_tokens": k} for h, k in ((1, 1), (4, 4), (12, 8), (40, 24))],
+    "joint": [{"bottleneck_dim": h, "num_virtual_tokens": k} for h, k in ((1, 1), (4, 4), (12, 8), (32, 24))],
     "time_freq_conv:T+F": [{"bottleneck_dim": r} for r in (1, 6, 13)],
     "time_freq_conv:L": [{"bottleneck_dim": r} for r in (1, 4, 18, 40)],
     "bottleneck": [{"bottleneck_dim": h} for h in (1, 3, 16, 38)],

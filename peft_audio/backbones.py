@@ -177,7 +177,7 @@ def resolve(model: nn.Module) -> Backbone:
         model_type=model_type,
         spec=spec,
         layer_names=tuple(names[id(layer)] for layer in layers),
-        hidden_size=first.feed_forward_norm.weight.shape[-1],
+        hidden_size=_shape(first.feed_forward_norm.weight)[-1],
         patch_size=getattr(model.config, "patch_size", None),
         head=tuple(name for name in spec.head if _has_parameters(model, name)),
         input_shape=tuple(spec.input_shape(model.config)),
@@ -217,6 +217,11 @@ def _find(root: nn.Module, paths: Paths, model_type: str, place: str) -> nn.Modu
         f"{type(root).__name__}, which has {', '.join(name for name, _ in root.named_children())}. If the layout "
         "of this model changed, register where its parts are now with peft_audio.register_backbone."
     )
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    # Under DeepSpeed ZeRO-3 a parameter is empty until it is needed.
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _find_optional(root: nn.Module, paths: Optional[Paths], model_type: str, place: str) -> Optional[nn.Module]:

@@ -23,6 +23,7 @@ from .mixed_batch import mixed_batch
 from .positions import attach_positions, detach_positions
 from .quantised import check_not_quantised
 from .settings import check_settings, has_generic_labels, read_settings, set_labels
+from .training import set_up_training, undo_set_up
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
 
 
@@ -93,6 +94,7 @@ class EncoderTuner(BaseTuner):
         self._couple_heads(model, adapter_name)
         backbone = resolve(model)
         self._freeze_front_end(backbone)
+        set_up_training(model, backbone)
         keep_frozen_statistics(model)
         attentions = (locate(model.get_submodule(name), backbone.spec).attention for name in backbone.layer_names)
         detach_positions(attentions, backbone.spec.positions, backbone.position_source)
@@ -135,7 +137,15 @@ class EncoderTuner(BaseTuner):
         """Return the base model without adapters and without their hooks; a trained head stays in it."""
         model = super().unload()
         attach_positions(model)
+        undo_set_up(model)
         return model
+
+    def get_input_embeddings(self) -> Optional[nn.Module]:
+        """Return the base model's; None where it has none, which accelerate asks for before it shards a model."""
+        try:
+            return self.model.get_input_embeddings()
+        except NotImplementedError:
+            return None
 
     def train(self, mode: bool = True) -> EncoderTuner:
         super().train(mode)

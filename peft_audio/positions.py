@@ -6,7 +6,8 @@ layer, made for the tokens alone: prompts take the positions in front of the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -88,12 +89,24 @@ def _left_to_attention(source: None, tokens: torch.Tensor, num_prompts: int, arg
     return {"relative_pos": None}
 
 
+@contextmanager
+def _gathered(module: nn.Module) -> Iterator[None]:
+    """Put the whole parameters into a module that FSDP has sharded again since its layer ran."""
+    sharded = {name: value for name, value in module._parameters.items() if hasattr(value, "full_tensor")}
+    module._parameters.update({name: value.full_tensor() for name, value in sharded.items()})
+    try:
+        yield
+    finally:
+        module._parameters.update(sharded)
+
+
 def _grown_bias(first_attention: nn.Module, tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
     bias = arguments.get("position_bias")
     if bias is None:
         return {}  # the first layer makes it, for the prompts as well
     length = bias.shape[-1] + num_prompts
-    to_prompts = first_attention.compute_bias(length, num_prompts)[:, num_prompts:].to(bias.dtype)
+    with _gathered(first_attention.rel_attn_embed):
+        to_prompts = first_attention.compute_bias(length, num_prompts)[:, num_prompts:].to(bias.dtype)
     grown = torch.cat([to_prompts.repeat(tokens.shape[0], 1, 1), bias], dim=2)
     # What the prompts themselves attend to is thrown away, so their rows may hold anything.
     return {"position_bias": nn.functional.pad(grown, (0, 0, num_prompts, 0))}

@@ -66,9 +66,6 @@ ZERO3 = {
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
 }
-NO_INPUT_EMBEDDINGS = pytest.mark.xfail(
-    strict=True, reason="accelerate asks the model for input embeddings, which transformers' audio models refuse"
-)
 
 
 def launch(launcher, *command):
@@ -196,12 +193,10 @@ def test_the_trainer_draws_the_same_layers_to_leave_out_in_every_process(ddp, si
     check_run(ddp, "layerdrop", "MULTI_CPU", "wav2vec2", single("wav2vec2", LAYERDROP))
 
 
-@pytest.mark.xfail(strict=True, reason="the Trainer takes the loss of wav2vec2 for one divided by the whole batch")
 def test_the_trainer_with_its_own_settings_gives_the_adapter_of_one_process(ddp, single):
     check_run(ddp, "stock", "MULTI_CPU", "wav2vec2", single("wav2vec2"))
 
 
-@pytest.mark.xfail(strict=True, reason="layerdrop gives DDP parameters without gradient, unless it is told to look")
 def test_a_model_made_with_layerdrop_trains_under_a_plain_ddp(ddp):
     assert [json.loads((ddp / f"plain-{rank}.json").read_text()) for rank in (0, 1)] == [None, None]
 
@@ -239,9 +234,9 @@ def test_the_training_script_in_two_processes(tmp_path):
     "backbone",
     [
         "ast",
-        pytest.param("wav2vec2", marks=NO_INPUT_EMBEDDINGS),
+        "wav2vec2",
         # Then its prompts ask the first layer for position biases, whose weights are spread again by that time.
-        pytest.param("wavlm", marks=NO_INPUT_EMBEDDINGS),
+        "wavlm",
     ],
 )
 def test_fully_sharded_training_gives_the_adapter_of_one_process(fsdp, single, backbone):
@@ -254,7 +249,6 @@ def test_zero3_training_gives_the_adapter_of_one_process(zero3, single, backbone
     check_run(zero3, backbone, "DEEPSPEED", backbone, single(backbone))
 
 
-@pytest.mark.xfail(strict=True, reason="the parameters of a base model loaded under ZeRO-3 look empty")
 def test_zero3_training_of_a_base_model_that_is_loaded_in_parts(zero3, single):
     check_run(zero3, "loaded", "DEEPSPEED", "ast", single("ast"))
 
