@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from .backbones import resolve
 from .checkpoint import check_numbers, read_weights, refuse
 from .config import EncoderAdapterConfig
+from .layer_weights import MODULE_NAME
 from .restoring import restore_labels, restore_settings
 from .wrapping import replace_method
 
@@ -52,7 +53,7 @@ def _finding_places(original: Callable) -> Callable:
         check_numbers(adapter_name, tensors)
         # Tensors of other shapes are told of below, with all else that does not fit.
         arguments["kwargs"] = {**arguments.get("kwargs", {}), "ignore_mismatched_sizes": True}
-        named = with_module_names(self, config, tensors)
+        named = with_module_names(self, config, tensors, adapter_name)
         refuse(_foreign(self, config, named), adapter_name)
         arguments["adapter_state_dict"] = named
         info = _checked(self, adapter_name, lambda: original(*bound.args, **bound.kwargs))
@@ -84,20 +85,27 @@ def _read_config(name: Optional[str], location: dict[str, Any]) -> Optional[Peft
 
 
 def with_module_names(
-    model: PreTrainedModel, config: EncoderAdapterConfig, tensors: dict[str, torch.Tensor]
+    model: PreTrainedModel, config: EncoderAdapterConfig, tensors: dict[str, torch.Tensor], adapter_name: str
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint (`layers.N.<part>.<tensor>`) by the model's own names, without adapter name."""
+    """Return the tensors of a checkpoint (`layers.N.<part>.<tensor>`) by the model's own names.
+
+    Those of the layers come without the adapter's name, which transformers adds. For heads it does so from 5.18 only.
+    """
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     backbone = resolve(model)
     places = {f"layers.{index}": name for index, name in enumerate(backbone.layer_names)}
     places["input"] = backbone.input_name
     parts = "|".join(tuner.tuner_layer_cls.parts)
+    heads = backbone.head if config.modules_to_save is None else config.modules_to_save
+    heads = "|".join(map(re.escape, [*heads, MODULE_NAME]))
     named = {}
     for key, tensor in tensors.items():
         key = key.removeprefix("base_model.model.")
         match = re.fullmatch(rf"(layers\.\d+|input)\.({parts})\.(.+)", key)
         if match is not None and match[1] in places:
             key = f"{places[match[1]]}.{tuner.prefix}{match[2]}.{match[3]}"
+        else:
+            key = re.sub(rf"^((?:.+?\.)?(?:{heads}))\.", rf"\1.modules_to_save.{adapter_name}.", key)
         named[key] = tensor
     return named
 
