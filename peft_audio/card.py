@@ -131,11 +131,11 @@ def read_facts(folder: Path, location: str, beside: Optional[Path] = None) -> Op
         return None
     preprocessors = [place / PREPROCESSOR_NAME for place in (folder, beside) if place is not None]
     preprocessor = next((json.loads(file.read_text("utf-8")) for file in preprocessors if file.is_file()), None)
-    return CardFacts(config, location, weights[0].stat().st_size, _count_parameters(weights[0]), preprocessor)
+    return CardFacts(config, location, weights[0].stat().st_size, _count_parameters(folder), preprocessor)
 
 
-def _count_parameters(file: Path) -> int:
-    tensors = load_peft_weights(str(file.parent), device="cpu")
+def _count_parameters(folder: Path) -> int:
+    tensors = load_peft_weights(str(folder), device="cpu")
     return sum(tensor.numel() for key, tensor in tensors.items() if not key.endswith(STATISTICS))
 
 
@@ -232,16 +232,15 @@ An adapter for {base}: {config.summary} (`{type(config).__name__}`).
 
 
 def _input_text(facts: CardFacts) -> str:
-    lines = []
-    if facts.is_audio_classifier:
-        rate = f" at {facts.sampling_rate} Hz" if facts.sampling_rate else ""
-        frames = facts.settings.get("max_length")
-        lines.append(f"mono audio{rate}" + (f", cut or padded to {frames} frames of 10 ms" if frames else ""))
-        labels = labels_of(facts.settings)
-        several = ", several at a time" if _is_multi_label(facts) else ""
-        names = ", ".join(labels[index] for index in sorted(labels))
-        lines = [f"- Input: {lines[0]}.", f"- Labels ({len(labels)}{several}): {names}."]
-    return "".join(f"{line}\n" for line in lines)
+    if not facts.is_audio_classifier:
+        return ""
+    rate = f" at {facts.sampling_rate} Hz" if facts.sampling_rate else ""
+    frames = facts.settings.get("max_length")
+    length = f", cut or padded to {frames} frames of 10 ms" if frames else ""
+    labels = labels_of(facts.settings)
+    several = ", several at a time" if _is_multi_label(facts) else ""
+    names = ", ".join(labels[index] for index in sorted(labels))
+    return f"- Input: mono audio{rate}{length}.\n- Labels ({len(labels)}{several}): {names}.\n"
 
 
 def _is_multi_label(facts: CardFacts) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
 import torch
@@ -110,13 +110,16 @@ def with_module_names(
     return named
 
 
+def _heads(model: PreTrainedModel, config: EncoderAdapterConfig) -> Iterable[str]:
+    return resolve(model).head if config.modules_to_save is None else config.modules_to_save
+
+
 def _foreign(model: PreTrainedModel, config: EncoderAdapterConfig, named: dict[str, torch.Tensor]) -> list[str]:
     """Return what is wrong with tensors that would take the place of the base model's own."""
-    heads = resolve(model).head if config.modules_to_save is None else config.modules_to_save
-    if not all(any(path.endswith(head) for path, _ in model.named_modules()) for head in heads):
+    if not all(any(path.endswith(head) for path, _ in model.named_modules()) for head in _heads(model, config)):
         return []  # of another model, as the tuner will say
-    replaced = [key for key in named if key in model.state_dict() and not any(f".{h}." in f".{key}" for h in heads)]
-    return [f"not of this adapter: {key}" for key in replaced]
+    own = model.state_dict()
+    return [f"not of this adapter: {key}" for key in named if key in own]
 
 
 def _checked(model: PreTrainedModel, adapter_name: str, load: Callable) -> Any:

@@ -70,9 +70,8 @@ def only_adapter(model: nn.Module, adapter_name: str) -> Iterator[None]:
     modules = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
     before = [module._active_adapter for module in modules]
     for module in modules:
-        has_it = adapter_name in getattr(
-            module, "_adapters", [adapter_name]
-        )  # not every adapter has a head of its own
+        # Not every adapter has a head of its own; layers take any name.
+        has_it = adapter_name in getattr(module, "_adapters", [adapter_name])
         module._active_adapter = [adapter_name] if has_it and adapter_name != BASE else []
     try:
         yield

@@ -144,7 +144,7 @@ class EncoderTuner(BaseTuner):
         """Return the base model's; None where it has none, which accelerate asks for before it shards a model."""
         try:
             return self.model.get_input_embeddings()
-        except NotImplementedError:
+        except NotImplementedError:  # what transformers raises for models that read waveforms
             return None
 
     def train(self, mode: bool = True) -> EncoderTuner:

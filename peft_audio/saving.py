@@ -69,9 +69,8 @@ def _write_card(staged: Path, folder: Path) -> None:
     """Put into the folder being written the card that goes on from the one in `folder`."""
     facts = _facts(staged, folder)
     if facts is not None:
-        before = load_card(folder)
-        card = before or load_card(staged)
-        updated_card(card, facts, tags=_tags(load_card(staged))).save(staged / CARD_NAME)
+        made = load_card(staged)  # by PEFT, with its tags
+        updated_card(load_card(folder) or made, facts, tags=_tags(made)).save(staged / CARD_NAME)
 
 
 def _facts(written: Path, folder: Path) -> Optional[CardFacts]:

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -6,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from refusals import edit, trained
 
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -14,3 +16,19 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("ast", "wav2vec2")}
+    for backbone, folder in folders.items():
+        trained(backbone, folder)
+    return folders
+
+
+@pytest.fixture
+def places(originals, tmp_path):
+    """A folder with a base model and an adapter for it, which tests may damage."""
+    shutil.copytree(originals["ast"], tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
+    return tmp_path

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from clips import Clips
 from peft import PeftModel, get_peft_model
 from tiny import BACKBONES, METHODS, make, make_inputs, randomize, trainable
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 
@@ -35,21 +35,6 @@ TRAINED = ("ast", "wav2vec2")
 # Further runs of wav2vec2, with whole copies of the model.
 VARIANTS = {"layerdrop": {"layerdrop": LAYERDROP}, "stock": {"stock": True}}
 SHARDED = ("ast", "wav2vec2", "wavlm")
-
-
-class Clips(Dataset):
-    """Twelve clips, those of three steps, whose label is told by their level."""
-
-    def __init__(self, backbone):
-        inputs = make_inputs(backbone, batch_size=12)["input_values"]
-        self.labels = torch.arange(12) % 2
-        self.inputs = inputs + 2.0 * self.labels.reshape(-1, *[1] * (inputs.dim() - 1))
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return {"input_values": self.inputs[index], "labels": self.labels[index]}
 
 
 def half_batch(backbone, rank):
