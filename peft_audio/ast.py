@@ -7,6 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from .tuner_layer import has_adapters
 from .validation import require, require_positive_integer
 
 
@@ -72,7 +73,8 @@ def resize_ast(
 
 def _ast_embeddings(model: Any) -> nn.Module:
     embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
-    if not (hasattr(embeddings, "position_embeddings") and hasattr(model.config, "time_stride")):
+    is_ast = hasattr(embeddings, "position_embeddings") and hasattr(model.config, "time_stride")
+    if not is_ast or has_adapters(model):
         raise TypeError(
             "resize_ast takes an ASTForAudioClassification or an ASTModel without adapters, got "
             f"{type(model).__name__}. Resize the model first, then call get_peft_model."

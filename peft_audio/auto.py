@@ -10,7 +10,12 @@ from typing import Any, Optional, Union
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
@@ -18,7 +23,7 @@ from transformers import AutoConfig, AutoModelForAudioClassification
 from transformers.utils import logging
 
 from .backbones import resolve
-from .checkpoint import read_weights
+from .checkpoint import read_config, read_weights
 from .config import EncoderAdapterConfig
 from .layer_weights import MODULE_NAME
 from .quantised import check_not_quantised
@@ -63,7 +68,7 @@ class AutoPeftModelForAudioClassification:
         """
         source = os.fspath(pretrained_model_name_or_path)
         source, location = _local_copy(source, revision, subfolder, _hub_arguments(kwargs))
-        config = config or PeftConfig.from_pretrained(source, **location)
+        config = config or read_config(source, location)
         weights = read_weights(source, location)
         base_model = _load_base_model(config, weights, source, kwargs)
         return PeftModel.from_pretrained(
@@ -93,7 +98,7 @@ def _local_copy(
     missing = f"Can't find {CONFIG_NAME!r} at {place}: there is no adapter. Check the name, or push the adapter first."
     try:
         folder = snapshot_download(source, revision=revision, allow_patterns=files, **hub_arguments)
-    except (RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError) as error:
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{missing} ({error})") from error
     if not os.path.isfile(os.path.join(folder, files[0])):
         raise ValueError(missing)

@@ -21,6 +21,7 @@ from yaml import YAMLError
 from .atomic import written_together
 from .config import EncoderAdapterConfig
 from .settings import labels_of
+from .validation import is_number, require
 
 
 CARD_NAME = "README.md"
@@ -109,6 +110,10 @@ def write_card(
     Raises:
         FileNotFoundError: if the folder holds no adapter of this package.
     """
+    require(isinstance(training, str), "training", "Markdown", training)
+    is_table = results is None or isinstance(results, Mapping)
+    are_scores = is_table and all(_is_score(score) for score in (results or {}).values())
+    require(are_scores, "results", "a dictionary of numbers or (mean, spread) by name", results)
     folder = Path(folder)
     facts = read_facts(folder, location or folder.resolve().name)
     if facts is None:
@@ -196,6 +201,10 @@ def training_text(training: str, results: Optional[Mapping[str, Score]]) -> str:
         rows = "".join(f"| {name} | {_score(score)} |\n" for name, score in results.items())
         parts.append(f"## Results\n\n| metric | |\n|---|---|\n{rows}")
     return "\n\n".join(parts)
+
+
+def _is_score(score: Any) -> bool:
+    return is_number(score) or isinstance(score, tuple) and len(score) == 2 and all(map(is_number, score))
 
 
 def _score(score: Score) -> str:

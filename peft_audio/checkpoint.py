@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any, Optional
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
+from peft.utils import CONFIG_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import load_peft_weights
 from torch import nn
@@ -24,6 +27,21 @@ def read_weights(source: str, location: dict[str, Any]) -> dict[str, torch.Tenso
         raise ValueError(
             f"The weights of adapter {source!r} cannot be read ({type(error).__name__}: {error}). The file is missing "
             "or incomplete; copy or download it again."
+        ) from error
+
+
+def read_config(source: str, location: dict[str, Any]) -> PeftConfig:
+    """Read an adapter's configuration.
+
+    Raises:
+        ValueError: if there is none, or the file holds none.
+    """
+    try:
+        return PeftConfig.from_pretrained(source, **location)
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"The configuration of adapter {source!r}, {CONFIG_NAME}, cannot be read ({type(error).__name__}: {error}). "
+            "It is no configuration of a type that PEFT knows, or damaged; copy or download it again."
         ) from error
 
 
@@ -54,17 +72,6 @@ def check_tensors(model: nn.Module, adapter_name: str, loaded: dict[str, torch.T
     problems += [f"not of this adapter: {key}" for key in received if key not in expected]
     problems += filter(None, (_misfit(key, received[key], expected[key]) for key in expected if key in received))
     refuse(problems, adapter_name)
-
-
-def check_numbers(adapter_name: str, loaded: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError unless the tensors of a checkpoint are finite numbers, before there is a model to compare with."""
-    named = {key.removeprefix("base_model.model."): tensor for key, tensor in loaded.items()}
-    like = {key: torch.empty(tensor.shape, dtype=_kind(key), device="meta") for key, tensor in named.items()}
-    refuse(filter(None, (_misfit(key, tensor, like[key]) for key, tensor in named.items())), adapter_name)
-
-
-def _kind(key: str) -> torch.dtype:
-    return torch.int64 if key.endswith("num_batches_tracked") else torch.float32
 
 
 def refuse(problems: Iterable[str], adapter_name: str) -> None:

@@ -69,6 +69,9 @@ class EncoderAdapterConfig(PeftConfig):
         require_boolean("inference_mode", self.inference_mode)
         settings = self.base_settings
         require(settings is None or isinstance(settings, dict), "base_settings", "None or a dictionary", settings)
+        labels = (settings or {}).get("id2label") or {}
+        has_indices = isinstance(labels, dict) and all(str(index).isdigit() for index in labels)
+        require(has_indices, "base_settings", "without labels, or with labels by index", settings)
 
     def save_pretrained(self, save_directory: Union[str, os.PathLike], **kwargs: Any) -> None:
         """See `PeftConfig.save_pretrained`; a file that was there is replaced by a whole one only."""

@@ -6,22 +6,22 @@ this package does not depend on those. So this wraps it; other tuner types are l
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
-from .backbones import resolve
-from .checkpoint import check_numbers, read_weights, refuse
+from .checkpoint import read_weights
 from .config import EncoderAdapterConfig
-from .layer_weights import MODULE_NAME
 from .restoring import restore_labels, restore_settings
 from .wrapping import replace_method
 
@@ -44,19 +44,20 @@ def _finding_places(original: Callable) -> Callable:
         adapter_name = arguments.get("adapter_name") or "default"
         tensors = arguments.get("adapter_state_dict")
         if tensors is None:
+            if arguments.get("peft_model_id") is None:
+                raise ValueError(
+                    "load_adapter with a `peft_config` needs the adapter's tensors too, `adapter_state_dict`, or a folder "
+                    "or Hub id with them, `peft_model_id`. For an adapter to be trained, use add_adapter."
+                )
             tensors = read_weights(os.fspath(arguments["peft_model_id"]), location)
         if arguments.get("load_config") is not None:
             # AutoModel...from_pretrained(adapter's folder): the model was made for this adapter just now.
             restore_settings(self, config.base_settings or {})
             restore_labels(self, config)
         arguments["peft_config"] = config
-        check_numbers(adapter_name, tensors)
-        # Tensors of other shapes are told of below, with all else that does not fit.
-        arguments["kwargs"] = {**arguments.get("kwargs", {}), "ignore_mismatched_sizes": True}
-        named = with_module_names(self, config, tensors, adapter_name)
-        refuse(_foreign(self, config, named), adapter_name)
-        arguments["adapter_state_dict"] = named
-        info = _checked(self, adapter_name, lambda: original(*bound.args, **bound.kwargs))
+        if adapter_name not in getattr(self, "peft_config", {}):  # else transformers refuses the name
+            arguments["adapter_state_dict"] = _checked_with_module_names(self, config, adapter_name, tensors)
+        info = original(*bound.args, **bound.kwargs)
         if not arguments.get("is_trainable"):
             _freeze_heads(self, adapter_name)
         return info
@@ -84,61 +85,37 @@ def _read_config(name: Optional[str], location: dict[str, Any]) -> Optional[Peft
         return None
 
 
-def with_module_names(
-    model: PreTrainedModel, config: EncoderAdapterConfig, tensors: dict[str, torch.Tensor], adapter_name: str
+def _checked_with_module_names(
+    model: PreTrainedModel, config: EncoderAdapterConfig, adapter_name: str, tensors: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint (`layers.N.<part>.<tensor>`) by the model's own names.
+    """Return the tensors of a checkpoint (`layers.N.<part>.<tensor>`) by the model's own names. Leaves the model alone.
 
     Those of the layers come without the adapter's name, which transformers adds. For heads it does so from 5.18 only.
-    """
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-    backbone = resolve(model)
-    places = {f"layers.{index}": name for index, name in enumerate(backbone.layer_names)}
-    places["input"] = backbone.input_name
-    parts = "|".join(tuner.tuner_layer_cls.parts)
-    heads = backbone.head if config.modules_to_save is None else config.modules_to_save
-    heads = "|".join(map(re.escape, [*heads, MODULE_NAME]))
-    named = {}
-    for key, tensor in tensors.items():
-        key = key.removeprefix("base_model.model.")
-        match = re.fullmatch(rf"(layers\.\d+|input)\.({parts})\.(.+)", key)
-        if match is not None and match[1] in places:
-            key = f"{places[match[1]]}.{tuner.prefix}{match[2]}.{match[3]}"
-        else:
-            key = re.sub(rf"^((?:.+?\.)?(?:{heads}))\.", rf"\1.modules_to_save.{adapter_name}.", key)
-        named[key] = tensor
-    return named
-
-
-def _heads(model: PreTrainedModel, config: EncoderAdapterConfig) -> Iterable[str]:
-    return resolve(model).head if config.modules_to_save is None else config.modules_to_save
-
-
-def _foreign(model: PreTrainedModel, config: EncoderAdapterConfig, named: dict[str, torch.Tensor]) -> list[str]:
-    """Return what is wrong with tensors that would take the place of the base model's own."""
-    if not all(any(path.endswith(head) for path, _ in model.named_modules()) for head in _heads(model, config)):
-        return []  # of another model, as the tuner will say
-    own = model.state_dict()
-    return [f"not of this adapter: {key}" for key in named if key in own]
-
-
-def _checked(model: PreTrainedModel, adapter_name: str, load: Callable) -> Any:
-    """Return what `load` returns; an adapter with a tensor that was not loaded is taken off again.
 
     Raises:
-        ValueError: if the checkpoint has not exactly the adapter's tensors.
+        ValueError: if the configuration does not fit the model, or the tensors are not exactly the adapter's.
     """
-    info = load()
-    problems = [f"missing: {key}" for key in sorted(info.missing_keys) if adapter_name in key.split(".")]
-    problems += [f"not of this adapter: {key}" for key in sorted(info.unexpected_keys)]
-    problems += [
-        f"wrong shape: {key} is {tuple(received)}, the model needs {tuple(expected)}"
-        for key, received, expected in sorted(info.mismatched_keys)
-    ]
-    if problems:
-        model.delete_adapter(adapter_name)
-    refuse(problems, adapter_name)
-    return info
+    copied = _without_memory(model)
+    inject_adapter_in_model(config, copied, adapter_name, low_cpu_mem_usage=True)
+    received = {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
+    for name, module in copied.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            for stored, own in module.adapter_state_dict_load_map(adapter_name).items():
+                if f"{name}.{stored}" in received:
+                    received[f"{name}.{own}"] = received.pop(f"{name}.{stored}")
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    named = tuner._remap_adapter_state_dict_for_load(copied, config, adapter_name, received)
+    parts = "|".join(tuner.prefix + part for part in tuner.tuner_layer_cls.parts)
+    return {
+        re.sub(rf"\.({parts})\.{re.escape(adapter_name)}\.", r".\1.", key): tensor for key, tensor in named.items()
+    }
+
+
+def _without_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of the model whose tensors have shapes and no numbers."""
+    parameters = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
+    buffers = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    return copy.deepcopy(model, parameters | buffers)
 
 
 def _freeze_heads(model: PreTrainedModel, adapter_name: str) -> None:

@@ -92,10 +92,10 @@ def _check(model: nn.Module, adapter_names: list[str]) -> None:
             known.update(module._all_available_adapter_names())
         elif isinstance(module, AuxiliaryTrainingWrapper):
             known.update(module._adapters)
-    unknown = sorted(set(adapter_names) - known)
+    unknown = sorted({repr(name) for name in adapter_names if not isinstance(name, str) or name not in known})
     if unknown:
         raise ValueError(
-            f"`adapter_names` must name adapters of the model, got {', '.join(map(repr, unknown))}. Its adapters: "
+            f"`adapter_names` must name adapters of the model, got {', '.join(unknown)}. Its adapters: "
             f"{', '.join(map(repr, sorted(known - {BASE})))}; {BASE!r} is the base model."
         )
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from .backbones import frame_mask, resolve
 from .per_thread import PerThread
+from .tuner_layer import has_adapters
 
 
 # The smallest variance that is told from zero: the square root has no gradient at zero.
@@ -28,6 +29,10 @@ def use_statistics_pooling(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if the model has no classifier that pools frames, or pools statistics already.
     """
+    if has_adapters(model):
+        raise ValueError(
+            f"use_statistics_pooling comes before adapters are put on a model, but this {type(model).__name__} has some."
+        )
     backbone = resolve(model)
     name = backbone.spec.frame_projection
     if name is None or not hasattr(model, name):

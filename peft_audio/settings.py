@@ -18,6 +18,7 @@ from .token_pooling import TOKEN_POOLING, has_mean_token_pooling, is_ast
 
 LABELS = "id2label"
 POOLING = "statistics_pooling"
+MODEL_TYPE = "model_type"
 
 
 def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
@@ -27,7 +28,8 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
         ValueError: if the model does not pool as its configuration says.
     """
     config = model.config
-    settings: dict[str, Any] = {name: _plain(getattr(config, name)) for name in spec.settings}
+    settings: dict[str, Any] = {MODEL_TYPE: config.model_type}
+    settings |= {name: _plain(getattr(config, name)) for name in spec.settings}
     if spec.front_end is not None or has_statistics_pooling(model):
         settings[POOLING] = has_statistics_pooling(model)
     if is_ast(model):
@@ -66,6 +68,11 @@ def has_generic_labels(config: Any) -> bool:
 def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbone) -> None:
     """Raise ValueError unless the adapter's settings fit the model that it is being put on."""
     present = read_settings(model, backbone.spec)
+    if settings.get(MODEL_TYPE) not in (None, backbone.model_type):
+        raise ValueError(
+            f"The adapter was trained on a model of type {settings[MODEL_TYPE]!r}, but this {type(model).__name__} is of "
+            f"type {backbone.model_type!r}. Load the base model that it was trained on."
+        )
     names = (*backbone.spec.settings, POOLING, TOKEN_POOLING, RESIZES)
     # Absent and False are the same: "no such head", "never resized".
     different = {name for name in names if (settings.get(name) or None) != (present.get(name) or None)}

@@ -104,7 +104,7 @@ def _read(checkpoint: Any) -> Mapping[str, torch.Tensor]:
         path = os.fspath(checkpoint)
         is_safetensors = path.endswith(".safetensors")
         checkpoint = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, Mapping):
+    if not isinstance(checkpoint, Mapping) or not all(isinstance(t, torch.Tensor) for t in checkpoint.values()):
         raise TypeError(
             "`checkpoint` must be a state dict, or the path of a file with one, got "
             f"{type(checkpoint).__name__}. Take the state dict of the SSAST model."

@@ -9,6 +9,8 @@ from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogra
     ASTPreTrainedModel,
 )
 
+from .tuner_layer import has_adapters
+
 
 # Where a model's configuration remembers the head. The configuration is saved with the model, the hook is not.
 TOKEN_POOLING = "mean_token_pooling"
@@ -36,7 +38,7 @@ def use_mean_token_pooling(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: if the model is no AST.
     """
-    if not is_ast(model):
+    if not is_ast(model) or has_adapters(model):
         raise TypeError(
             "use_mean_token_pooling takes an ASTForAudioClassification or an ASTModel without adapters, got "
             f"{type(model).__name__}. Call it first, then get_peft_model."

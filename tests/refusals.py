@@ -14,16 +14,13 @@ from transformers import BertConfig, BertForSequenceClassification
 
 CONFIG, WEIGHTS, PICKLE, CARD = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"
 NAN, INFINITY = float("nan"), float("inf")
-TYPES = "the model type of an adapter is neither kept nor compared"
-PLAIN_WRAPS = "transformers' load_adapter: what is taken off again leaves tuner layers and hooks"
 
 
 class Refusal(NamedTuple):
-    """What is raised: the type, a regular expression for the text, and why it is not so yet."""
+    """What is raised: the type, and a regular expression for the text."""
 
     error: Union[type[Exception], tuple[type[Exception], ...]]
     message: str
-    not_yet: str = ""
 
 
 class Row(NamedTuple):
@@ -32,13 +29,12 @@ class Row(NamedTuple):
     refusal: Refusal
 
 
-def row(what, act, error, message, not_yet=""):
-    return Row(what, act, Refusal(error, message, not_yet))
+def row(what, act, error, message):
+    return Row(what, act, Refusal(error, message))
 
 
 def param(name, refusal, *values):
-    marks = [pytest.mark.xfail(strict=True, reason=refusal.not_yet)] if refusal.not_yet else []
-    return pytest.param(*values, refusal, id=name, marks=marks)
+    return pytest.param(*values, refusal, id=name)
 
 
 def each_row(rows):

@@ -82,14 +82,12 @@ PROMPTED = [
         (800,),
         ValueError,
         r"input prompt was made for .*\(batch, .*got \(800,\)",
-        "fails on unpacking",
     ),
     row(
         "an empty waveform",
         (2, 0),
         (ValueError, RuntimeError),
         r"\(2, 0\)|size per channel: \(0\)",
-        "fails on indexing",
     ),
 ]
 
@@ -167,7 +165,6 @@ def nowhere():
     return None
 
 
-AFTERWARDS = "only the wrapper of PeftModel is told from a model without adapters"
 SPEC = EncoderSpec("layers", "attention", "layernorm_after", "mlp")
 FUNCTIONS = [
     row("resize no AST", (partial(make, "whisper"), partial(resize_ast, max_length=64)), TypeError, "got WhisperFor"),
@@ -186,7 +183,6 @@ FUNCTIONS = [
         (adapted_base, partial(resize_ast, max_length=64)),
         TypeError,
         "without adapters.*Resize the model first",
-        AFTERWARDS,
     ),
     row("statistics of nothing", (nowhere, use_statistics_pooling), ValueError, "NoneType.* not a supported backbone"),
     row("statistics of BERT", (bert, use_statistics_pooling), ValueError, "'bert'.* not a supported backbone"),
@@ -195,14 +191,12 @@ FUNCTIONS = [
         (lambda: get_peft_model(make("wav2vec2"), METHODS["ipet"]()), use_statistics_pooling),
         ValueError,
         "before adapters .*PeftModel",
-        AFTERWARDS,
     ),
     row(
         "statistics of a base with adapters",
         (partial(adapted_base, "wav2vec2"), use_statistics_pooling),
         ValueError,
         "before adapters",
-        AFTERWARDS,
     ),
     row("mean tokens of BERT", (bert, use_mean_token_pooling), TypeError, "takes an ASTFor.*got BertFor"),
     row("mean tokens of nothing", (nowhere, use_mean_token_pooling), TypeError, "got NoneType"),
@@ -211,7 +205,6 @@ FUNCTIONS = [
         (adapted_base, use_mean_token_pooling),
         TypeError,
         "without adapters.*Call it first",
-        AFTERWARDS,
     ),
     row("AST from nothing", (nowhere, ast_from_vit), TypeError, "takes a ViT or DeiT.*got NoneType"),
     row("AST from an adapted", (adapted_vit, ast_from_vit), TypeError, "takes a ViT.*got PeftModel"),
@@ -228,7 +221,6 @@ FUNCTIONS = [
         (nowhere, lambda _: ast_from_ssast(dict.fromkeys(make_ssast(), "text"), **SMALL)),
         TypeError,
         "`checkpoint` must ",
-        "the values of a state dict are taken to be tensors",
     ),
     row("no type's name", (nowhere, lambda _: register_backbone(None, SPEC)), ValueError, "`model_type` .*got None"),
     row("row of a dictionary", (nowhere, lambda _: register_backbone("x", {})), ValueError, r"`spec` must .*got \{\}"),
@@ -251,7 +243,6 @@ def test_a_pickled_ssast_runs_no_code(tmp_path):
         ast_from_ssast(tmp_path / "ssast.pth", **SMALL)
 
 
-NO_CHECK = "arguments are used as they come"
 CARDS = [
     row("no adapter", lambda places: write_card(places), FileNotFoundError, "no adapter of peft_audio .*comes first"),
     row("no folder", lambda places: write_card(places / "gone"), FileNotFoundError, "'.*gone'.*comes first"),
@@ -263,21 +254,18 @@ CARDS = [
         lambda places: write_card(places / "adapter", results={"accuracy": "good"}),
         ValueError,
         "`results` .*'good'",
-        NO_CHECK,
     ),
     row(
         "scores without names",
         lambda places: write_card(places / "adapter", results=[0.5]),
         ValueError,
         r"`results` .*\[0.5\]",
-        NO_CHECK,
     ),
     row(
         "training of numbers",
         lambda places: write_card(places / "adapter", training=40),
         ValueError,
         "`training` .*40",
-        NO_CHECK,
     ),
 ]
 

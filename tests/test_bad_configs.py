@@ -8,8 +8,6 @@ from peft import PeftModel, get_peft_model
 from refusals import (
     INFINITY,
     NAN,
-    PLAIN_WRAPS,
-    TYPES,
     bert,
     each_row,
     left_alone,
@@ -259,7 +257,6 @@ ADAPTERS = [
         (two_adapters, batch([1, "c"])),
         ValueError,
         "`adapter_names` .*1",
-        "names of several types are compared with each other",
     ),
     row("plain: set", (plain_model, lambda m: m.set_adapter("c")), ValueError, "name c not found.*'a'"),
     row("plain: delete", (plain_model, lambda m: m.delete_adapter("c")), ValueError, "not present.*: c"),
@@ -271,7 +268,6 @@ ADAPTERS = [
         (plain_model, lambda m: m.load_adapter(peft_config=METHODS["ipet"](), adapter_name="b")),
         ValueError,
         "adapter_state_dict",
-        "the missing argument is looked up by its name",
     ),
 ]
 
@@ -296,9 +292,9 @@ OTHERS = [
         ValueError,
         "The adapter was trained .*, but this ASTFor",
     ),
-    row("wav2vec2", ("ast", partial(make, "wav2vec2")), ValueError, "audio-spectrogram-transformer.*wav2vec2", TYPES),
-    row("HuBERT", ("wav2vec2", partial(make, "hubert")), ValueError, "wav2vec2.*hubert", TYPES),
-    row("Whisper", ("wav2vec2", partial(make, "whisper")), ValueError, "wav2vec2.*whisper", TYPES),
+    row("wav2vec2", ("ast", partial(make, "wav2vec2")), ValueError, "audio-spectrogram-transformer.*wav2vec2"),
+    row("HuBERT", ("wav2vec2", partial(make, "hubert")), ValueError, "wav2vec2.*hubert"),
+    row("Whisper", ("wav2vec2", partial(make, "whisper")), ValueError, "wav2vec2.*whisper"),
     row("ViT", ("ast", partial(make, "vit")), ValueError, "The adapter was trained .*, but this ViTFor"),
     row("BERT", ("ast", bert), ValueError, "'bert'.* not a supported backbone.*register_backbone"),
     row("no head", ("ast", partial(make, "ast", bare=True)), ValueError, "ASTModel.* none called 'classifier'"),
@@ -336,9 +332,9 @@ OTHERS = [
 ]
 # Those that only the tensors tell.
 SIZES = [
-    row("deeper", {"num_hidden_layers": 4}, ValueError, r"missing: .*3\..*another base model", PLAIN_WRAPS),
-    row("less deep", {"num_hidden_layers": 2}, ValueError, r"not of this adapter: .*2\..*another base", PLAIN_WRAPS),
-    row("wider", {"hidden_size": 48}, ValueError, r"wrong shape: .*\(3, 32\), the model needs \(3, 48\)", PLAIN_WRAPS),
+    row("deeper", {"num_hidden_layers": 4}, ValueError, r"missing: .*3\..*another base model"),
+    row("less deep", {"num_hidden_layers": 2}, ValueError, r"not of this adapter: .*2\..*another base"),
+    row("wider", {"hidden_size": 48}, ValueError, r"wrong shape: .*\(3, 32\), the model needs \(3, 48\)"),
 ]
 
 

@@ -19,8 +19,6 @@ from refusals import (
     INFINITY,
     NAN,
     PICKLE,
-    PLAIN_WRAPS,
-    TYPES,
     WEIGHTS,
     Intruder,
     Refusal,
@@ -145,7 +143,7 @@ def each_damage(damages):
 
 
 def unreadable_config(what, damage, error, message, plain=None):
-    ours = Refusal(ValueError, f"configuration .*{CONFIG}.*cannot be read", "PEFT's error, which names no file")
+    ours = Refusal(ValueError, f"configuration .*{CONFIG}.*cannot be read")
     return Damage(what, damage, ours, Refusal(error, message), plain)
 
 
@@ -181,7 +179,7 @@ DAMAGED_CONFIGS = [
     Damage(
         "labels",
         editing(base_settings={"id2label": {"first": "rain"}}),
-        Refusal(ValueError, "`base_settings` must ", "the first index that is no number is all that is named"),
+        Refusal(ValueError, "`base_settings` must "),
         Refusal(ValueError, "`base_settings` must |trained with .*max_length=None.*max_length=46"),
     ),
 ]
@@ -199,14 +197,12 @@ def test_a_damaged_configuration_is_refused_before_anything_changes(damage, way,
 def unreadable(what, damage, error, message):
     """Weights that cannot be read: PEFT's and other libraries' errors, which this package's loaders explain."""
     explained = "weights of adapter '.*adapter' cannot be read .*copy or download it again"
-    ours, plain = Refusal(ValueError, explained), Refusal(ValueError, explained)
-    return Damage(what, damage, ours, Refusal(error, message), plain)
+    ours = Refusal(ValueError, explained)
+    return Damage(what, damage, ours, Refusal(error, message), plain=ours)
 
 
-def misfit(what, damage, problem, plain="", ours=None):
-    message = f"does not fit adapter.*{problem}.*Was it "
-    plain_refusal = Refusal(ValueError, message, plain)
-    return Damage(what, damage, ours or Refusal(ValueError, message), Refusal(ValueError, message), plain_refusal)
+def misfit(what, damage, problem):
+    return Damage(what, damage, Refusal(ValueError, f"does not fit adapter.*{problem}.*Was it "))
 
 
 UNSAFE = "Weights only load failed"
@@ -230,22 +226,17 @@ DAMAGED_WEIGHTS = [
     misfit("integers", tensors("down.weight", torch.Tensor.int), "wrong type: .*down.weight is torch.int32.*float32"),
     misfit("booleans", tensors("up.bias", torch.Tensor.bool), "wrong type: .*up.bias is torch.bool.*float32"),
     misfit("complex", tensors("up.bias", lambda t: t.to(torch.complex64)), "wrong type: .*torch.complex64.*float32"),
-    misfit(
-        "transposed",
-        tensors("down.weight", lambda t: t.T.contiguous()),
-        r"wrong shape: .*\(32, 8\), .*\(8, 32\)",
-        PLAIN_WRAPS,
-    ),
-    misfit("another width", editing(bottleneck_dim=16), r"wrong shape: .*\(8, 32\), .*\(16, 32\)", PLAIN_WRAPS),
-    misfit("fewer layers", editing(layers_to_transform=[0, 1]), r"not of this adapter: .*2\..*prompt", PLAIN_WRAPS),
-    misfit("more parts", editing(spatial_adapter=True), "missing: .*attention_adapter", PLAIN_WRAPS),
+    misfit("transposed", tensors("down.weight", lambda t: t.T.contiguous()), r"wrong shape: .*\(32, 8\), .*\(8, 32\)"),
+    misfit("another width", editing(bottleneck_dim=16), r"wrong shape: .*\(8, 32\), .*\(16, 32\)"),
+    misfit("fewer layers", editing(layers_to_transform=[0, 1]), r"not of this adapter: .*2\..*prompt"),
+    misfit("more parts", editing(spatial_adapter=True), "missing: .*attention_adapter"),
     misfit("no head wanted", editing(modules_to_save=[]), "not of this adapter: .*classifier"),
     Damage(
         "pickled nothing",
         pickled(lambda f: {}),
         LACKING,
         Refusal(KeyError, "classifier"),
-        Refusal(ValueError, "missing: ", PLAIN_WRAPS),
+        Refusal(ValueError, "missing: "),
     ),
 ]
 
@@ -327,7 +318,6 @@ def without_base(places):
     return auto(places)
 
 
-NO_SUCH_FOLDER = "huggingface_hub's error about the form of ids, where no folder of that name exists"
 LOADING = [
     row("no base named", with_fields(base_model_name_or_path=None), ValueError, "names no base model. Load the base"),
     row("base gone", without_base, OSError, "base"),
@@ -336,7 +326,7 @@ LOADING = [
     row("deeper base", with_base(partial(make, "ast", num_hidden_layers=4)), ValueError, r"missing: .*layers\.3"),
     row("wider base", with_base(partial(make, "ast", hidden_size=48)), ValueError, "wrong shape: .*the model needs"),
     row("longer base", with_base(partial(make, "ast", max_length=66)), ValueError, "max_length=46.*max_length=66"),
-    row("another type", with_base(partial(make, "wav2vec2")), ValueError, "audio-spectrogram.*wav2vec2", TYPES),
+    row("another type", with_base(partial(make, "wav2vec2")), ValueError, "audio-spectrogram.*wav2vec2"),
     row("clashing name", partial(auto, adapter_name="layers"), ValueError, "`adapter_name` .*'layers'.*another name"),
     row("no subfolder", partial(auto, subfolder="deep"), ValueError, f"'{CONFIG}'.*adapter"),
     row(
@@ -344,14 +334,12 @@ LOADING = [
         lambda places: AutoPeftModelForAudioClassification.from_pretrained(places / "gone"),
         ValueError,
         f"Can't find '{CONFIG}' at '.*gone'.*Check the name",
-        NO_SUCH_FOLDER,
     ),
     row(
         "a file",
         lambda places: AutoPeftModelForAudioClassification.from_pretrained(places / "adapter" / WEIGHTS),
         ValueError,
         f"Can't find '{CONFIG}' at '.*{WEIGHTS}'.*Check the name",
-        NO_SUCH_FOLDER,
     ),
     row(
         "unknown id",

@@ -121,7 +121,7 @@ def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
     save_file(tensors, file)
     base = make("ast")
     keys = list(base.state_dict())
-    with pytest.raises(ValueError, match=r"not finite: .*layers\.0\.prompt"):
+    with pytest.raises(ValueError, match=r"not finite: .*layers\.0\..*prompt"):
         base.load_adapter(tmp_path / "adapter")
     assert list(base.state_dict()) == keys
 

@@ -108,7 +108,11 @@ class InputPrompt(nn.Module):
         return torch.cat([self.ends[0], torch.cat([left, inner, right], dim=-1), self.ends[1]], dim=-2)
 
     def _add_ends(self, inputs: torch.Tensor, lengths: Optional[torch.Tensor]) -> torch.Tensor:
-        batch_size, length = inputs.shape[:2]
+        batch_size, length = inputs.shape[:2] if inputs.dim() > 1 else (0, 0)
+        if length == 0:
+            raise ValueError(
+                f"The input prompt was made for inputs of shape (batch, length, ...), got {tuple(inputs.shape)}."
+            )
         if lengths is None:
             lengths = torch.full((batch_size,), length, device=inputs.device)
         steps = torch.arange(self.size, device=inputs.device).expand(batch_size, -1)
