@@ -2,7 +2,7 @@
 
 transformers keeps them as a bare parameter of the classifier, and PEFT trains and saves modules only. So a module of
 the same values is put beside the parameter; PEFT wraps it as it wraps a head, and during the classifier's forward pass
-the parameter's place is taken by the values of the active adapter.
+the values of the active adapter stand in for the parameter.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ MODULE_NAME = "weighted_layer_sum"
 
 
 class LayerWeights(nn.Module):
-    """Holds the `(layers + 1,)` weights under the name that the classifier has for them."""
+    """Holds the `(layers + 1,)` weights under the name that the classifier has for them, and gives them when called."""
 
     def __init__(self, parameter_name: str, values: torch.Tensor) -> None:
         super().__init__()
         self.parameter_name = parameter_name
         self.register_parameter(parameter_name, nn.Parameter(values.detach().clone()))
+
+    def forward(self) -> torch.Tensor:
+        # A copy: where parameters are spread over processes, this one is whole only while the module runs.
+        return getattr(self, self.parameter_name).clone()
 
 
 def _lock():
@@ -34,11 +38,13 @@ def _lock():
 
 
 class LayerWeightsSwap:
-    """Two hooks on the classifier that put the active adapter's weights in and take them out again."""
+    """Two hooks on the classifier that put the active adapter's weights in and take them out again.
+
+    As an attribute of the object they hide the parameter of that name, which stays where it is.
+    """
 
     def __init__(self, model: nn.Module, parameter_name: str) -> None:
         self.parameter_name = parameter_name
-        self.original = getattr(model, parameter_name)
         self.running = 0
         self.handles = (
             model.register_forward_pre_hook(self._put_in),
@@ -46,19 +52,17 @@ class LayerWeightsSwap:
         )
 
     def _put_in(self, model: nn.Module, args: tuple) -> None:
-        # PEFT's wrapper hands out the active adapter's values, or the model's own while adapters are disabled.
-        values = getattr(getattr(model, MODULE_NAME), self.parameter_name)
         with _lock():
-            if self.running == 0:
-                self.original = model._parameters[self.parameter_name]
             self.running += 1
-            model._parameters[self.parameter_name] = values
+        # PEFT's wrapper calls the active adapter's, or the model's own while adapters are disabled.
+        values = getattr(model, MODULE_NAME)()
+        model.__dict__[self.parameter_name] = values
 
     def _take_out(self, model: nn.Module, args: tuple, output: object) -> None:
         with _lock():
             self.running -= 1
             if self.running == 0:
-                model._parameters[self.parameter_name] = self.original
+                model.__dict__.pop(self.parameter_name, None)
 
     def remove(self) -> None:
         for handle in self.handles:

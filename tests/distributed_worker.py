@@ -34,7 +34,16 @@ LAYERDROP = 0.5
 TRAINED = ("ast", "wav2vec2")
 # Further runs of wav2vec2, with whole copies of the model.
 VARIANTS = {"layerdrop": {"layerdrop": LAYERDROP}, "stock": {"stock": True}}
-SHARDED = ("ast", "wav2vec2", "wavlm")
+# Backbone, method and settings of the base model of runs with the model spread over the processes. The prompts of WavLM ask the first layer for
+# position biases, whose weights are spread again by that time; layer norms and the weights of hidden states stand in for
+# parameters of the model's own.
+SHARDED = {
+    "ast": ("ast", "ipet", {}),
+    "ast-layer norms": ("ast", "bottleneck_parallel", {}),
+    "wav2vec2": ("wav2vec2", "ipet", {}),
+    "wav2vec2-weighted sum": ("wav2vec2", "ipet", {"use_weighted_layer_sum": True}),
+    "wavlm": ("wavlm", "ipet", {}),
+}
 
 
 def half_batch(backbone, rank):
@@ -63,13 +72,29 @@ def accuracy(prediction):
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def run_trainer(backbone, folder, batch_size=2, layerdrop=0.0, stock=False, base=None, **options):
+def base_model(backbone, layerdrop=0.0, use_weighted_layer_sum=False):
+    if backbone == "ast":
+        return make(backbone)
+    return make(backbone, layerdrop=layerdrop, use_weighted_layer_sum=use_weighted_layer_sum)
+
+
+def run_trainer(
+    backbone,
+    folder,
+    method="ipet",
+    batch_size=2,
+    layerdrop=0.0,
+    use_weighted_layer_sum=False,
+    stock=False,
+    base=None,
+    **options,
+):
     """Train three steps, evaluate, save in `folder`; `batch_size` is that of a process. Return what this one saw.
 
     With `base`, a folder that holds the same base model, that is loaded from there, and after the arguments are made,
     so that DeepSpeed spreads it over the processes as it is read.
     """
-    model = make(backbone, **({"layerdrop": layerdrop} if backbone != "ast" else {}))
+    model = base_model(backbone, layerdrop, use_weighted_layer_sum)
     if backbone != "ast" and not stock:
         # The Trainer multiplies the loss by the number of processes for models that take `**kwargs`, as those ought
         # to divide by the number of clips in all processes. Classifiers of waveforms give the mean of their own.
@@ -96,7 +121,7 @@ def run_trainer(backbone, folder, batch_size=2, layerdrop=0.0, stock=False, base
         model = type(model).from_pretrained(base)
     torch.manual_seed(0)
     trainer = Trainer(
-        model=get_peft_model(model, METHODS["ipet"]()),
+        model=get_peft_model(model, METHODS[method]()),
         args=arguments,
         train_dataset=clips,
         eval_dataset=clips,
@@ -170,8 +195,9 @@ def sharded(folder, rank):
     """
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-    for backbone in SHARDED:
-        torch.save(run_or_error(backbone, folder / backbone, layerdrop=LAYERDROP), folder / f"{backbone}-{rank}.pt")
+    for name, (backbone, method, base) in SHARDED.items():
+        seen = run_or_error(backbone, folder / name, method=method, layerdrop=LAYERDROP, **base)
+        torch.save(seen, folder / f"{name}-{rank}.pt")
 
 
 def run_or_error(*args, **options):

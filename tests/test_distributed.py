@@ -17,6 +17,7 @@ from distributed_worker import (
     LAYERDROP,
     SHARDED,
     TRAINED,
+    base_model,
     gradients,
     half_batch,
     joint_batch,
@@ -59,7 +60,15 @@ FSDP = {
     },
 }
 ZERO3 = {
-    "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_gather_16bit_weights_on_model_save": True,
+        # Every parameter is spread, and whole only while its own module runs, as in a model that is too large otherwise.
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0,
+    },
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
@@ -156,16 +165,16 @@ def single(tmp_path_factory):
     """A function that gives what the Trainer sees and saves in this process, with both batches in one."""
 
     @functools.cache
-    def run(backbone, layerdrop=0.0):
+    def run(backbone, **options):
         folder = tmp_path_factory.mktemp(backbone)
-        seen = run_trainer(backbone, folder, batch_size=4, layerdrop=layerdrop, use_cpu=True)
+        seen = run_trainer(backbone, folder, batch_size=4, use_cpu=True, **options)
         return seen["metrics"], load_file(folder / WEIGHTS)
 
     return run
 
 
-def check_run(folder, name, kind, backbone, expected):
-    """Compare the weights, metrics and logits of two processes with those of one."""
+def check_run(folder, name, kind, backbone, expected, **base):
+    """Compare the weights, metrics and logits of two processes with those of one, on a model made with `base`."""
     seen = seen_by_both(folder, name)
     assert not [process["error"] for process in seen if "error" in process]
     facts = [(process["processes"], process["kind"], process["saves"]) for process in seen]
@@ -176,7 +185,7 @@ def check_run(folder, name, kind, backbone, expected):
     for key, tensor in tensors.items():
         assert actual[key].shape == tensor.shape and actual[key].dtype == tensor.dtype
         assert_same(actual[key], tensor, key)
-    model = PeftModel.from_pretrained(BACKBONES[backbone](), folder / name).eval()
+    model = PeftModel.from_pretrained(base_model(backbone, **base), folder / name).eval()
     with torch.no_grad():
         logits = model(**make_inputs(backbone)).logits
     for process in seen:
@@ -190,7 +199,7 @@ def test_the_trainer_in_two_processes_gives_the_adapter_of_one(ddp, single, back
 
 
 def test_the_trainer_draws_the_same_layers_to_leave_out_in_every_process(ddp, single):
-    check_run(ddp, "layerdrop", "MULTI_CPU", "wav2vec2", single("wav2vec2", LAYERDROP))
+    check_run(ddp, "layerdrop", "MULTI_CPU", "wav2vec2", single("wav2vec2", layerdrop=LAYERDROP))
 
 
 def test_the_trainer_with_its_own_settings_gives_the_adapter_of_one_process(ddp, single):
@@ -230,23 +239,17 @@ def test_the_training_script_in_two_processes(tmp_path):
     assert results["eval_loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "backbone",
-    [
-        "ast",
-        "wav2vec2",
-        # Then its prompts ask the first layer for position biases, whose weights are spread again by that time.
-        "wavlm",
-    ],
-)
-def test_fully_sharded_training_gives_the_adapter_of_one_process(fsdp, single, backbone):
-    check_run(fsdp, backbone, "FSDP", backbone, single(backbone))
-    assert all("FSDPEncoderTunerLayer" in process["units"] for process in seen_by_both(fsdp, backbone))
+@pytest.mark.parametrize("name", SHARDED)
+def test_fully_sharded_training_gives_the_adapter_of_one_process(fsdp, single, name):
+    backbone, method, base = SHARDED[name]
+    check_run(fsdp, name, "FSDP", backbone, single(backbone, method=method, **base), **base)
+    assert all("FSDPEncoderTunerLayer" in process["units"] for process in seen_by_both(fsdp, name))
 
 
-@pytest.mark.parametrize("backbone", SHARDED)
-def test_zero3_training_gives_the_adapter_of_one_process(zero3, single, backbone):
-    check_run(zero3, backbone, "DEEPSPEED", backbone, single(backbone))
+@pytest.mark.parametrize("name", SHARDED)
+def test_zero3_training_gives_the_adapter_of_one_process(zero3, single, name):
+    backbone, method, base = SHARDED[name]
+    check_run(zero3, name, "DEEPSPEED", backbone, single(backbone, method=method, **base), **base)
 
 
 def test_zero3_training_of_a_base_model_that_is_loaded_in_parts(zero3, single):

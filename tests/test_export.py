@@ -30,8 +30,8 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-def adapted(backbone, method, num_layers=1):
-    base = BACKBONES[backbone](num_hidden_layers=num_layers)
+def adapted(backbone, method, num_hidden_layers=1, **settings):
+    base = BACKBONES[backbone](num_hidden_layers=num_hidden_layers, **settings)
     model = randomize(get_peft_model(copy.deepcopy(base), METHODS[method]())).eval()
     inputs = make_inputs(backbone)
     # wav2vec2 installs hooks of its own in its first forward pass, with or without adapters, under a lock that
@@ -120,7 +120,7 @@ def test_onnx_runtime_gives_the_same_logits(backbone, method, tmp_path):
 )
 def test_the_compiled_model_is_one_graph(backbone, method, unwrap):
     # Two layers: what the hooks leave behind in one must not be met in the next.
-    model = adapted(backbone, method, num_layers=2)
+    model = adapted(backbone, method, num_hidden_layers=2)
     inputs, others = make_inputs(backbone), make_inputs(backbone, seed=5)
     expected = [logits(model, batch) for batch in (inputs, others)]
     compiled = torch.compile(model.get_base_model() if unwrap else model, fullgraph=True, backend="eager")
@@ -130,9 +130,13 @@ def test_the_compiled_model_is_one_graph(backbone, method, unwrap):
         torch.testing.assert_close(logits(compiled, others), expected[1], **CLOSE)
 
 
-@pytest.mark.parametrize(("backbone", "method"), [*CASES, ("ast", "time_freq_conv")])
-def test_the_compiled_model_has_the_same_gradients(backbone, method):
-    model = adapted(backbone, method).train()
+@pytest.mark.parametrize(
+    ("backbone", "method", "settings"),
+    [(*case, {}) for case in (*CASES, ("ast", "time_freq_conv"))]
+    + [("wav2vec2", "parallel_mlp", {"use_weighted_layer_sum": True})],
+)
+def test_the_compiled_model_has_the_same_gradients(backbone, method, settings):
+    model = adapted(backbone, method, **settings).train()
     inputs = make_inputs(backbone)
     expected = gradients(model, model, inputs)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

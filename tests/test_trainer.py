@@ -9,7 +9,7 @@ import torch
 from clips import Clips
 from killing import die_at
 from peft import PeftModel, get_peft_model
-from tiny import BACKBONES, METHODS, each_typical_backbone
+from tiny import BACKBONES, METHODS, each_typical_backbone, make_inputs, randomize, trainable
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from peft_audio import last_complete_checkpoint
@@ -159,7 +159,28 @@ def test_bf16_training_learns(backbone, method, tmp_path):
     assert all(value.dtype == torch.float32 for value in adapter_state(trainer.model).values())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 training needs a GPU")
+@each_typical_backbone
+@pytest.mark.parametrize("method", METHODS)
+def test_fp16_autocast_with_a_scaled_loss_gives_the_gradients_of_full_precision(backbone, method):
+    """What the Trainer does for `fp16=True`, which it refuses without a GPU."""
+    model = randomize(get_peft_model(BACKBONES[backbone](), METHODS[method]())).train()
+    batch = {**make_inputs(backbone), "labels": torch.tensor([0, 3])}
+    model(**batch).loss.backward()
+    expected = {name: parameter.grad for name, parameter in trainable(model).items()}
+    model.zero_grad()
+    optimizer = torch.optim.SGD(trainable(model).values())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with torch.autocast("cpu", dtype=torch.float16):
+        output = model(**batch)
+    scaler.scale(output.loss).backward()
+    scaler.unscale_(optimizer)
+    assert output.logits.dtype == torch.float16
+    for name, parameter in trainable(model).items():
+        error = float((parameter.grad - expected[name]).norm() / expected[name].norm())
+        assert error < 0.1, (name, error)  # a few activations near zero fall on the other side
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the Trainer takes fp16 on GPUs only")
 @pytest.mark.parametrize("backbone", ["ast", "wav2vec2"])
 def test_fp16_training_learns(backbone, tmp_path):
     trainer = make_trainer(backbone, tmp_path, steps=20, fp16=True, use_cpu=False)
