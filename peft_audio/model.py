@@ -218,6 +218,13 @@ class EncoderTuner(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError(MERGE_REFUSED)
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: see the message. LoRA has this method."""
+        raise ValueError(
+            "These adapters cannot be averaged into one: their prompts and non-linear blocks are not a change of weights. "
+            "Where their outputs may add up, make several active: model.base_model.set_adapter([...])."
+        )
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, HookedTunerLayer):
             child.remove_hooks()

@@ -232,8 +232,6 @@ ADAPTERS = [
         )
         for name in BAD_NAMES
     ),
-    row("merge", (two_adapters, lambda m: m.merge_and_unload()), ValueError, "cannot be merged.*unload"),
-    row("merge in place", (two_adapters, lambda m: m.merge_adapter()), ValueError, "cannot be merged.*unload"),
     row("two heads", (two_adapters, lambda m: m.base_model.set_adapter(["a", "b"])), ValueError, "Only one adapter"),
     row(
         "two replacements",

@@ -1,6 +1,5 @@
 """What every method does on every backbone: start, gradients, switching off, taking off, hidden states, masks."""
 
-import pytest
 import torch
 from peft import get_peft_model
 from tiny import (
@@ -118,11 +117,3 @@ def test_second_adapter_and_deletion():
     assert torch.equal(logits(model, "wav2vec2"), first)
     model.delete_adapter("second")
     assert torch.equal(logits(model, "wav2vec2"), first)
-
-
-def test_merging_is_refused_with_the_reason():
-    model = adapted("ast", "ipet")
-    with pytest.raises(ValueError, match="cannot be merged"):
-        model.merge_and_unload()
-    with pytest.raises(ValueError, match="cannot be merged"):
-        model.merge_adapter()
