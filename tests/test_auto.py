@@ -122,6 +122,11 @@ def test_adapter_name_trainable_and_dtype(base_folder, tmp_path):
     assert list(model.peft_config) == ["mine"] and model.get_nb_trainable_parameters()[0] > 0
     half = load(str(tmp_path / "adapter"), dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and half.get_nb_trainable_parameters()[0] == 0
+    placed = load(tmp_path / "adapter", device_map="cpu", attn_implementation="eager", low_cpu_mem_usage=True)
+    base = placed.get_base_model()
+    assert base.device == torch.device("cpu") and base.config._attn_implementation == "eager"
+    inputs = torch.randn(1, 166, 36)
+    torch.testing.assert_close(placed(inputs).logits, model.eval()(inputs).logits)
     (tmp_path / "outer").mkdir()
     (tmp_path / "adapter").rename(tmp_path / "outer" / "inner")
     assert load(tmp_path / "outer", subfolder="inner").config.num_labels == len(LABELS)
