@@ -49,13 +49,20 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """One audio file: a name unique in its data set, where its bytes are, its labels, and its fold or split."""
+    """One sound: a name unique in its data set, the file or bytes it is in, its labels, and its fold or split.
+
+    `start` and `stop` are seconds in that file, None for its end. `unknown` are the labels of which nobody has said
+    whether the clip has them, in data sets that are labelled in part.
+    """
 
     name: str
     source: Path | bytes
     labels: tuple[str, ...]
     fold: str | None = None
     split: str | None = None
+    start: float = 0.0
+    stop: float | None = None
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass
