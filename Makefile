@@ -3,7 +3,7 @@ VENV ?= .venv
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-oldest lint clean
 
 # Adapts the bundled backbone to a new task with every method, without network or data.
 demo: $(VENV)/installed
@@ -12,6 +12,12 @@ demo: $(VENV)/installed
 # One thread a process: the tests are many small models, spread over the cores.
 test: $(VENV)/installed-tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
+
+# What depends on transformers' layouts and loading code, with the oldest transformers that setup.cfg allows.
+OLDEST = old_layout auto loading saving peft_saving layer_weights bad_folders trainer
+test-oldest: $(VENV)/installed-oldest
+	PYTHONPATH=$(VENV)/oldest OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal \
+		$(OLDEST:%=tests/test_%.py)
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
@@ -26,6 +32,11 @@ $(VENV)/installed: requirements-dev.txt setup.cfg pyproject.toml
 
 $(VENV)/installed-tests: requirements-test.txt $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --no-compile -r requirements-test.txt
+	touch $@
+
+$(VENV)/installed-oldest: requirements-oldest.txt $(VENV)/installed-tests
+	rm -rf $(VENV)/oldest
+	$(VENV)/bin/python -m pip install --quiet --no-compile --no-deps --target $(VENV)/oldest -r requirements-oldest.txt
 	touch $@
 
 clean:

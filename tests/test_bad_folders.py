@@ -153,7 +153,7 @@ def refused_config(what, damage, error, message):
 
 NO_MAPPING = Refusal(TypeError, "'list' object is not a mapping")
 NO_TYPE = Refusal(TypeError, "missing required keys.*peft_type")
-NO_CONFIG = Refusal(ValueError, "adapter model file not found in .*adapter")
+NO_CONFIG = Refusal(ValueError, "(adapter model file not found in|Can't find 'adapter_config.json' at) .*adapter")
 DAMAGED_CONFIGS = [
     unreadable_config("empty", writing(CONFIG, b""), json.JSONDecodeError, "Expecting value"),
     unreadable_config("no JSON", writing(CONFIG, b"peft_type = IPET"), json.JSONDecodeError, "Expecting value"),
