@@ -1,5 +1,6 @@
 """What every method does on every backbone: start, gradients, switching off, taking off, hidden states, masks."""
 
+import pytest
 import torch
 from peft import get_peft_model
 from tiny import (
@@ -117,3 +118,13 @@ def test_second_adapter_and_deletion():
     assert torch.equal(logits(model, "wav2vec2"), first)
     model.delete_adapter("second")
     assert torch.equal(logits(model, "wav2vec2"), first)
+
+
+@each_method
+@pytest.mark.parametrize("backbone", ["ast", "wav2vec2"])
+def test_a_base_model_without_weights_takes_adapters_without_any(backbone, method):
+    base = BACKBONES[backbone]()
+    expected = {name: value.shape for name, value in trainable(get_peft_model(base, METHODS[method]())).items()}
+    model = get_peft_model(BACKBONES[backbone]().to("meta"), METHODS[method]())
+    assert {name: value.shape for name, value in trainable(model).items()} == expected
+    assert all(value.is_meta for value in model.parameters())

@@ -129,7 +129,8 @@ def _own_norm(norm: nn.Module) -> nn.LayerNorm:
     own = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, bias=norm.bias is not None)
     with torch.no_grad():
         for parameter, frozen in zip(own.parameters(), norm.parameters()):
-            parameter.copy_(frozen)
+            if not frozen.is_meta:  # of a model without weights, which has shapes alone
+                parameter.copy_(frozen)
     return own
 
 
