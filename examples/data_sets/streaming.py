@@ -1,0 +1,131 @@
+"""Training on a data set of the Hub while it is being fetched: nothing is stored, clips are decoded as they come."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import datasets
+import fsspec
+import numpy as np
+import torch
+from audio_data import BadAudioError, load_waveform
+from clip_table import DataError, quoted
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class UndecodedAudio(datasets.Audio):
+    """An audio column left as it is stored: {"bytes": ..., "path": ...}, one of them possibly None.
+
+    A stream of audio files would need torchcodec under `datasets.Audio(decode=False)` too.
+    """
+
+    decode: bool = False
+
+    def encode_example(self, value):
+        return {"bytes": None, "path": value} if isinstance(value, str) else value
+
+
+class StreamedClips(torch.utils.data.IterableDataset):
+    """The clips of one split of a data set, one after the other.
+
+    Items are {"waveform": float32 of shape (samples,), mono, full scale +-1; "labels": the index in `labels`, or for
+    a column of lists a 0/1 vector, float32 of shape (labels,)}. Workers of a `DataLoader` share the files of the data
+    set between them. The length is not known, so the Trainer needs `max_steps`.
+
+    Args:
+        name: a data set on the Hub, a local folder, or a format of `datasets.load_dataset` such as "parquet".
+        split: the split to read.
+        sampling_rate: Hz, of the waveforms.
+        audio_column, label_column: the columns to read.
+        labels: the labels in order; None: those the data set declares.
+        min_seconds: shorter clips cannot be used.
+        skip_bad_files: leave out clips that cannot be used, instead of raising `BadAudioError` at the first.
+        shuffle_buffer: draw each clip from as many that are kept waiting, undecoded; 0: the order of the data set.
+        seed: of that order; `set_epoch` changes it too.
+        load_options: for `datasets.load_dataset`: data_files, revision, ...
+
+    Raises:
+        DataError: a column is missing, or no labels are declared or given; while iterating: a clip's label is missing
+            or not one of `labels`.
+        BadAudioError: while iterating: a clip cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        sampling_rate: int,
+        *,
+        audio_column: str = "audio",
+        label_column: str = "label",
+        labels: list[str] | None = None,
+        min_seconds: float = 0.0,
+        skip_bad_files: bool = False,
+        shuffle_buffer: int = 0,
+        seed: int = 0,
+        **load_options,
+    ):
+        rows = datasets.load_dataset(name, split=split, streaming=True, **load_options)
+        columns = rows.column_names or []
+        for option, column in (("audio_column", audio_column), ("label_column", label_column)):
+            if column not in columns:
+                raise DataError(f"{name}: {option} {column!r} is no column of it, its columns are {quoted(columns)}.")
+        rows = rows.cast_column(audio_column, UndecodedAudio()).select_columns([audio_column, label_column])
+        self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
+        self.name, self.split, self.sampling_rate = name, split, sampling_rate
+        self.audio_column, self.label_column = audio_column, label_column
+        self.min_seconds, self.skip_bad_files = min_seconds, skip_bad_files
+        feature = rows.features[label_column]
+        feature = getattr(feature, "feature", feature)
+        self.declared = getattr(feature, "names", None)
+        self.labels = list(labels or self.declared or [])
+        self.positions = {label: index for index, label in enumerate(self.labels)}
+        if not self.labels:
+            raise DataError(
+                f"{name}: column {label_column!r} does not declare its labels, and a stream cannot be searched for "
+                "them. Give them as `labels`, in the order of the model's outputs."
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order for another epoch; the Trainer calls it."""
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict]:
+        for index, row in enumerate(self.rows):
+            audio = row[self.audio_column]
+            source = audio["bytes"]
+            if source is None:
+                with fsspec.open(audio["path"], "rb") as file:
+                    source = file.read()
+            try:
+                waveform = load_waveform(source, self.sampling_rate, self.min_seconds)
+            except ValueError as error:
+                name = f"{self.split}[{index}] {audio['path'] or ''}".strip()
+                if not self.skip_bad_files:
+                    raise BadAudioError({name: str(error)}, index + 1) from None
+                logger.warning("Left out %s: %s", name, error)
+                continue
+            yield {"waveform": waveform, "labels": self.target(row[self.label_column], index)}
+
+    def target(self, value, index: int) -> int | np.ndarray:
+        values = value if isinstance(value, list) else [value]
+        positions = [self.position(label) for label in values]
+        if None in positions:
+            raise DataError(
+                f"{self.name}: row {index} of split {self.split!r} has {value!r} in column {self.label_column!r}, "
+                f"which is none of the labels {quoted(self.labels)}."
+            )
+        if not isinstance(value, list):
+            return positions[0]
+        target = np.zeros(len(self.labels), dtype=np.float32)
+        target[positions] = 1
+        return target
+
+    def position(self, label: str | int | None) -> int | None:
+        """The index in `labels` of a stored label: a text, or an index in the labels the data set declares."""
+        if self.declared is not None and isinstance(label, int):
+            label = self.declared[label] if label >= 0 else None
+        return self.positions.get(label)
