@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from train_classification import load_model
+from methods import apply_method
+from train_classification import load_model, parameter_counts
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
@@ -80,13 +81,14 @@ def published_name(recipe: Recipe, name: str | None) -> str:
     return name or backbone.default
 
 
-def untrained_backbone(recipe: Recipe, num_labels: int) -> PreTrainedModel:
-    """The classifier of `recipe` at its published size, without weights: it takes no memory, and counts parameters."""
+def published_size(recipe: Recipe, num_labels: int) -> dict[str, int]:
+    """Trainable and total parameters of `recipe` at the published size of its model. Needs no weights and no memory."""
     backbone = BACKBONES[recipe.backbone]
     config = backbone.config(recipe)
     config.num_labels = num_labels
     with torch.device("meta"):
-        return with_head(backbone.model_class(config), recipe)
+        model = with_head(backbone.model_class(config), recipe)
+        return parameter_counts(apply_method(model, recipe.method, **recipe.options))
 
 
 def with_head(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
@@ -146,12 +148,13 @@ def _ast_config(recipe: Recipe) -> ASTConfig:
 
 AST = {"config": _ast_config, "model_class": ASTForAudioClassification}
 BACKBONES = {
-    "ast": Backbone(
-        "the AST trained on AudioSet", "MIT/ast-finetuned-audioset-10-10-0.4593", _pretrained, **AST
-    ),
+    "ast": Backbone("the AST trained on AudioSet", "MIT/ast-finetuned-audioset-10-10-0.4593", _pretrained, **AST),
     "ssast": Backbone("the self-supervised AST (SSAST-Base-Patch-400)", None, _ast_of_ssast, **AST),
     "image": Backbone(
-        "the image model that AST starts from", "facebook/deit-base-distilled-patch16-384", _ast_of_an_image_model, **AST
+        "the image model that AST starts from",
+        "facebook/deit-base-distilled-patch16-384",
+        _ast_of_an_image_model,
+        **AST,
     ),
     "wav2vec2": Backbone(
         "wav2vec 2.0",

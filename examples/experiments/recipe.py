@@ -146,7 +146,9 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None, folder: Pat
     try:
         recipe = Recipe(name=name, **values)
     except TypeError as error:  # its message names the fields that are missing
-        raise RecipeError(f"{path}: {str(error).partition(') ')[2] or error}. Add them, or extend a file with them.") from None
+        raise RecipeError(
+            f"{path}: {str(error).partition(') ')[2] or error}. Add them, or extend a file with them."
+        ) from None
     _check(path, recipe)
     return recipe
 

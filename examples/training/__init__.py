@@ -1,0 +1,1 @@
+"""Pieces of the papers' training recipes that the Trainer of transformers lacks."""
