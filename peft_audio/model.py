@@ -22,7 +22,7 @@ from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, rem
 from .mixed_batch import mixed_batch
 from .positions import attach_positions, detach_positions
 from .quantised import check_not_quantised
-from .settings import check_settings, has_generic_labels, read_settings, set_labels
+from .settings import check_settings, has_generic_labels, remember_settings, set_labels
 from .training import set_up_training, undo_set_up
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
 
@@ -165,7 +165,7 @@ class EncoderTuner(BaseTuner):
         peft_config.modules_to_save = modules_to_save
         if peft_config.base_settings is not None and has_generic_labels(self.model.config):
             set_labels(self.model.config, peft_config.base_settings)
-        peft_config.base_settings = read_settings(self.model, backbone.spec)
+        remember_settings(peft_config, self.model, backbone.spec)
         return peft_config
 
     def _modules_to_save(self, config: EncoderAdapterConfig, backbone: Backbone, targets: list[str]) -> list[str]:
@@ -247,7 +247,7 @@ class EncoderTuner(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         # The one place that every way of saving passes: labels may have been named since the adapter was made.
         base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        config.base_settings = read_settings(base_model, resolve(base_model).spec)
+        remember_settings(config, base_model, resolve(base_model).spec)
         return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     @classmethod

@@ -19,6 +19,8 @@ from .token_pooling import TOKEN_POOLING, has_mean_token_pooling, is_ast
 LABELS = "id2label"
 POOLING = "statistics_pooling"
 MODEL_TYPE = "model_type"
+PROBLEM_TYPE = "problem_type"
+LABELS_OF_MODEL = "_labels_of_model"  # on a configuration in memory: the model's labels when it was looked at last
 
 
 def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
@@ -38,8 +40,22 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
         settings[RESIZES] = getattr(config, RESIZES)
     if getattr(config, LABELS, None):
         settings[LABELS] = {str(index): label for index, label in config.id2label.items()}
-        settings["problem_type"] = getattr(config, "problem_type", None)
+        settings[PROBLEM_TYPE] = getattr(config, PROBLEM_TYPE, None)
     return settings
+
+
+def remember_settings(config: Any, model: nn.Module, spec: EncoderSpec) -> None:
+    """Keep the settings of `model` in the configuration of an adapter on it.
+
+    Adapters with other labels may be on the same model. So an adapter that came with labels keeps those, as long as the
+    model's stay as they were then.
+    """
+    settings = read_settings(model, spec)
+    own, of_model = config.base_settings or {}, settings.get(LABELS)
+    if own.get(LABELS) and getattr(config, LABELS_OF_MODEL, of_model) == of_model:
+        settings |= {name: own[name] for name in (LABELS, PROBLEM_TYPE) if name in own}
+    config.base_settings = settings
+    setattr(config, LABELS_OF_MODEL, of_model)
 
 
 def _plain(value: Any) -> Any:
@@ -57,7 +73,7 @@ def set_labels(config: Any, settings: dict[str, Any]) -> None:
     if labels:
         config.id2label = labels
         config.label2id = {label: index for index, label in labels.items()}
-        config.problem_type = settings.get("problem_type")
+        config.problem_type = settings.get(PROBLEM_TYPE)
 
 
 def has_generic_labels(config: Any) -> bool:

@@ -188,3 +188,35 @@ def test_adapters_of_peft_itself_load_too(tmp_path):
 def test_it_cannot_be_constructed():
     with pytest.raises(OSError, match="from_pretrained"):
         AutoPeftModelForAudioClassification()
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda model, folder: model.load_adapter(folder, "second"),
+        lambda model, folder: model.get_base_model().load_adapter(folder, "second"),
+    ],
+    ids=["PEFT", "transformers"],
+)
+def test_every_adapter_keeps_its_own_label_names(add, base_folder, tmp_path):
+    train(load_base(base_folder), IPETConfig(), tmp_path / "first")
+    others = [label.upper() for label in LABELS]
+    train(load_base(base_folder, others), IPETConfig(), tmp_path / "second")
+    model = AutoPeftModelForAudioClassification.from_pretrained(tmp_path / "first", adapter_name="first")
+    add(model, tmp_path / "second")
+    model.save_pretrained(tmp_path / "both")
+    for name, labels in (("first", LABELS), ("second", others)):
+        assert list(model.peft_config[name].base_settings["id2label"].values()) == labels
+        again = AutoPeftModelForAudioClassification.from_pretrained(tmp_path / "both", subfolder=name)
+        assert list(again.config.id2label.values()) == labels
+    assert list(model.config.id2label.values()) == LABELS
+
+
+def test_labels_that_are_renamed_later_are_saved(base_folder, tmp_path):
+    train(load_base(base_folder), IPETConfig(), tmp_path / "adapter")
+    model = AutoPeftModelForAudioClassification.from_pretrained(tmp_path / "adapter", is_trainable=True)
+    renamed = [f"{label}!" for label in LABELS]
+    model.config.id2label = dict(enumerate(renamed))
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoPeftModelForAudioClassification.from_pretrained(tmp_path / "adapter")
+    assert list(again.config.id2label.values()) == renamed
