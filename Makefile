@@ -9,8 +9,13 @@ export TOKENIZERS_PARALLELISM = false
 demo: $(VENV)/installed
 	$(VENV)/bin/python examples/demo.py
 
+# A browser for the test of the demo app, which is skipped where npm cannot give one.
+ifeq ($(shell uname -sm)$(if $(shell command -v npm),, without npm),Linux x86_64)
+BROWSER = $(VENV)/installed-browser
+endif
+
 # One thread a process: the tests are many small models, spread over the cores.
-test: $(VENV)/installed-tests
+test: $(VENV)/installed-tests $(BROWSER)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 # What depends on transformers' layouts and loading code, with the oldest transformers that setup.cfg allows.
@@ -32,6 +37,14 @@ $(VENV)/installed: requirements-dev.txt setup.cfg pyproject.toml
 
 $(VENV)/installed-tests: requirements-test.txt $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --no-compile -r requirements-test.txt
+	touch $@
+
+# The package unpacks Chromium, with the libraries and fonts that it needs, where TMPDIR says.
+$(VENV)/installed-browser: $(VENV)/installed-tests
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/browser @sparticuz/chromium@153.0.0
+	cd $(VENV)/browser && TMPDIR=$$PWD AWS_LAMBDA_JS_RUNTIME=nodejs20.x \
+		node -e "import('@sparticuz/chromium').then(package => package.default.executablePath())"
+	rm -r $(VENV)/browser/node_modules
 	touch $@
 
 $(VENV)/installed-oldest: requirements-oldest.txt $(VENV)/installed-tests

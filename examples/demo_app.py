@@ -1,0 +1,133 @@
+"""A page where a person drops or records a sound and sees what several adapters of one backbone make of it.
+
+    python examples/demo_app.py --adapters esc50-ipet me/birds
+    python examples/demo_app.py
+
+Without --adapters it first trains small ones on the bundled backbone, as `demo.py` does. Needs gradio.
+"""
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from audio_data import load_waveform
+from compare_adapters import Comparison, Predictions, load_adapters
+from demo import BACKBONE, MAX_LENGTH, METHODS, make_task, train
+from transformers import AutoFeatureExtractor
+from transformers.hf_argparser import string_to_bool
+from transformers.utils import logging
+
+
+TOP_K = 5
+MAX_SECONDS = 30.0
+TITLE = "One sound, several adapters"
+DESCRIPTION = """# {title}
+
+All adapters here share the backbone `{backbone}`. Drop a sound or record one, and see what each of them hears in it."""
+
+
+def compare(comparison: Comparison, path: str | None, names: list[str]) -> dict[str, Predictions]:
+    """The predictions of the adapters called `names` for the sound file at `path`; the page is told what is cut off.
+
+    Raises:
+        gradio.Error: there is no file or no name, or the file cannot be used; the page shows the message.
+    """
+    import gradio
+
+    if path is None:
+        raise gradio.Error("There is no sound yet: drop a file or record one first.", print_exception=False)
+    if not names:
+        raise gradio.Error("No adapter is chosen: tick one or more.", print_exception=False)
+    try:
+        waveform = load_waveform(Path(path), comparison.sampling_rate, comparison.min_seconds)
+    except ValueError as error:
+        raise gradio.Error(f"This sound cannot be used: {error}.", print_exception=False) from error
+    seconds = len(waveform) / comparison.sampling_rate
+    limits = {name: min(MAX_SECONDS, comparison.max_seconds(name)) for name in names}
+    cut = [f"{name} its first {limit:.2f} s" for name, limit in limits.items() if limit < seconds]
+    if cut:
+        gradio.Info(f"The sound lasts {seconds:.2f} s. Not every adapter hears it to its end: {', '.join(cut)}.")
+    waveform = waveform[: round(MAX_SECONDS * comparison.sampling_rate)]
+    return comparison.predict(waveform, comparison.sampling_rate, names, TOP_K)
+
+
+def build_page(comparison: Comparison):
+    """The page, a `gradio.Blocks`, with a list of predictions for each adapter that is ticked."""
+    import gradio
+
+    def show(path: str | None, names: list[str]) -> list[gradio.Label]:
+        predictions = compare(comparison, path, names)
+        return [
+            gradio.Label(dict(predictions[name]), visible=True) if name in predictions else gradio.Label(visible=False)
+            for name in comparison.names
+        ]
+
+    def hide() -> list[gradio.Label]:
+        return [gradio.Label(visible=False)] * len(comparison.names)
+
+    # People's sounds are deleted after an hour, and at the end.
+    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gradio.Markdown(DESCRIPTION.format(title=TITLE, backbone=Path(comparison.base_model).name))
+        with gradio.Row():
+            sound = gradio.Audio(
+                label="Sound", sources=["upload", "microphone"], type="filepath", buttons=["download"]
+            )
+            with gradio.Column():
+                names = gradio.CheckboxGroup(comparison.names, value=comparison.names, label="Adapters")
+                button = gradio.Button("Predict", variant="primary")
+        with gradio.Row():
+            labels = [gradio.Label(label=name, num_top_classes=TOP_K, visible=False) for name in comparison.names]
+        # What is shown is never of an earlier sound.
+        sound.change(hide, None, labels, queue=False)
+        # One at a time: a call switches the adapters of the model it shares with the others.
+        button.click(show, [sound, names], labels, concurrency_limit=1)
+    return page
+
+
+def make_adapters(folder: Path, epochs: int = 6, clips_per_class: int = 50) -> list[Path]:
+    """Trains the demonstration's adapters, each into a folder of its own, and returns the folders."""
+    extractor = AutoFeatureExtractor.from_pretrained(BACKBONE, max_length=MAX_LENGTH)
+    task, test = make_task(extractor, clips_per_class, seed=1), make_task(extractor, 5, seed=2)
+    folders = []
+    for name, method in METHODS.items():
+        if name == "full":  # no adapter
+            continue
+        model, result = train(name, task, test, epochs, str(folder / "trainer"))
+        print(f"Trained {method.title} in {result['seconds']:.0f} s")
+        folders.append(folder / name)
+        model.save_pretrained(folders[-1])
+    return folders
+
+
+def load(sources: list[str] | None) -> Comparison:
+    if sources:
+        return load_adapters(sources)
+    print("Training small adapters on the bundled backbone; name some with --adapters to see those instead.")
+    # As in demo.py: models this small gain little from a second thread.
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        return load_adapters(make_adapters(Path(folder)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", nargs="+", metavar="FOLDER_OR_HUB_ID", help="adapters of one base model")
+    parser.add_argument("--port", type=int, help="where the page is served; the first free one from 7860 if left out")
+    parser.add_argument("--share", type=string_to_bool, default=False, help="True: a public address, through gradio")
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("gradio") is None:
+        sys.exit("error: the page is made with gradio, which is not installed: pip install gradio")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        comparison = load(arguments.adapters)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    build_page(comparison).launch(server_port=arguments.port, share=arguments.share)
+
+
+if __name__ == "__main__":
+    main()
