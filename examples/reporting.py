@@ -1,5 +1,6 @@
 """What a finished training run leaves behind: numbers as JSON, the curves as a picture, and the model card."""
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,16 @@ def write_json(path: Path, content: Any) -> None:
     """Writes `content` so that `path` always holds a complete file: the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes a line of column names and one for each of `rows`, one at least, as `write_json` writes."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     partial.replace(path)
 
 

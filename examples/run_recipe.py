@@ -83,7 +83,7 @@ def changes(settings: list[str]) -> dict[str, object]:
 def show(recipe: Recipe, args: argparse.Namespace, console: Console) -> dict[str, int]:
     """Print what a recipe would run, and return how much trains. Needs neither data nor weights."""
     data_set = DATA_SETS[recipe.data_set]
-    counts = published_size(recipe, data_set.num_labels)
+    counts = published_size(recipe, data_set.num_labels or count_labels(recipe, args.data_dir))
     folds = 1 if "split" in recipe.data_options else recipe.data_options.get("folds", data_set.folds or 1)
     parts = len(args.folds) if args.folds else folds
     table = Table(title=f"{recipe.name} ({recipe.source})", show_header=False, title_justify="left")
@@ -107,6 +107,13 @@ def show(recipe: Recipe, args: argparse.Namespace, console: Console) -> dict[str
     return counts
 
 
+def count_labels(recipe: Recipe, data_dir: Path | None) -> int:
+    if data_dir is None:
+        raise RecipeError(f"{recipe.name}: --data_dir is missing, whose labels decide the size of the head.")
+    part, *_ = parts_of(recipe, data_dir)
+    return len(part.splits.labels)
+
+
 def measure(recipe: Recipe, args: argparse.Namespace, console: Console) -> dict:
     """Train and test a recipe, print its table, write it to summary.json, and return it."""
     setting = Setting(
@@ -128,6 +135,7 @@ def measure(recipe: Recipe, args: argparse.Namespace, console: Console) -> dict:
         results[seed] = {part.name: run(recipe, part, seed, setting) for part in parts}
     any_run = next(iter(results[args.seeds[0]].values()))
     summary = {
+        "method": recipe.method,
         "reported": dict(recipe.reported),
         "measured": summarize(recipe, results),
         "trainable_parameters": any_run["trainable_parameters"],

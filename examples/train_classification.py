@@ -21,7 +21,8 @@ from methods import METHODS, MethodArguments, apply_method, make_config, method_
 from peft import PeftModel
 from reporting import CardFacts, plot_curves, write_json, write_model_card
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
-from torch.nn import functional
+from training.checkpoints import CheckpointingTrainer
+from training.losses import classification_loss
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -246,7 +247,7 @@ def renew_output_layer(model: PreTrainedModel) -> None:
 
 
 def build_trainer(model, args, feature_extractor, train_set, eval_set, multi_label: bool) -> Trainer:
-    return Trainer(
+    return CheckpointingTrainer(
         model=model,
         args=args,
         train_dataset=train_set,
@@ -257,19 +258,6 @@ def build_trainer(model, args, feature_extractor, train_set, eval_set, multi_lab
         compute_loss_func=functools.partial(classification_loss, label_smoothing=args.label_smoothing_factor),
         callbacks=[GradientCheck()],
     )
-
-
-def classification_loss(outputs, labels, num_items_in_batch=None, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Cross-entropy for class indices, binary cross-entropy for 0/1 vectors; mean over all targets of the step.
-
-    The models' own losses are not used: several of them know no multi-label targets.
-    """
-    logits = outputs["logits"].float()
-    if labels.is_floating_point():
-        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-    else:
-        loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
-    return loss / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
 def single_label_metrics(prediction) -> dict[str, float]:

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clip_table import ClipTable
+from clip_table import ClipTable, read_audiofolder
 
 from . import epic_sounds, esc50, fsd50k, gtzan, openmic2018, speech_commands, urbansound8k, voxceleb1
 from .voxceleb1 import Trial, read_trials
@@ -26,7 +26,7 @@ class DataSet:
     Args:
         title: its official name.
         read: reads its folder: `read(root, **options) -> ClipTable`; the options are described there.
-        num_labels: how many labels there are.
+        num_labels: how many labels there are; None if the folder decides.
         seconds: the usual length of a clip; where lengths vary, what the papers cut or pad a clip to.
         facts: its size, and the paper to cite.
         multi_label: whether a clip can have several labels.
@@ -38,7 +38,7 @@ class DataSet:
 
     title: str
     read: Callable[..., ClipTable]
-    num_labels: int
+    num_labels: int | None
     seconds: float
     facts: str
     multi_label: bool = False
@@ -51,6 +51,13 @@ class DataSet:
 TRAIN_VALIDATION_TEST = ("train", "validation", "test")
 
 DATA_SETS = {
+    "audiofolder": DataSet(
+        "a folder of your own",
+        read_audiofolder,
+        None,
+        10.0,
+        "Class folders, or metadata.csv with file_name, label, and fold or split.",
+    ),
     "esc50": DataSet(
         esc50.TITLE,
         esc50.read,

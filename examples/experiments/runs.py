@@ -10,8 +10,8 @@ import numpy as np
 from data_sets import DATA_SETS
 from feature_cache import FeatureCache
 from methods import apply_method
-from reporting import write_json
-from train_classification import AudioTrainingArguments, GradientCheck, parameter_counts, saved_bytes
+from reporting import write_csv, write_json
+from train_classification import AudioTrainingArguments, GradientCheck, first, parameter_counts, saved_bytes
 from training.aggregation import epoch_metrics
 from training.augmentation import MusanNoise
 from training.statistics import spectrogram_statistics
@@ -24,7 +24,7 @@ from .backbones import BACKBONES, feature_extractor_of, load_backbone
 from .inputs import Preparation, TestSet, TrainingSet, needs_waveforms, targets_of
 from .parts import Part
 from .recipe import Recipe, RecipeError
-from .trainer import RecipeTrainer, metrics_of
+from .trainer import RecipeTrainer, averaged, metrics_of
 from .verification import metrics_of_trials
 
 
@@ -109,6 +109,8 @@ def train(recipe: Recipe, part: Part, seed: int, setting: Setting, folder: Path)
     result = {"epochs": {kind: metrics_by_epoch(log, kind) for kind in tests}}
     if recipe.weight_average:
         result["average"] = of_kind(trainer.evaluate(tests["test"], metric_key_prefix="average"), "average")
+    if not part.trials:
+        write_predictions(folder / "predictions.csv", recipe, tests["test"], labels, trainer)
     trainer.save_model()
     finished_extractor(recipe, setting, preparation).save_pretrained(folder)
     return {
@@ -119,6 +121,16 @@ def train(recipe: Recipe, part: Part, seed: int, setting: Setting, folder: Path)
         "test_clips": len(splits.test),
         "train_seconds": seconds,
     }
+
+
+def write_predictions(path: Path, recipe: Recipe, test: TestSet, labels: list[str], trainer: RecipeTrainer) -> None:
+    """Write a line for every test clip: its name, its labels, and the label with the highest score."""
+    logits = averaged(first(trainer.predict(test).predictions), recipe.test_segments)
+    rows = [
+        {"clip": clip.name, "label": ";".join(clip.labels), "prediction": labels[best]}
+        for clip, best in zip(test.clips, logits.argmax(axis=1), strict=True)
+    ]
+    write_csv(path, rows)
 
 
 def training_arguments(recipe: Recipe, folder: Path, seed: int, setting: Setting) -> AudioTrainingArguments:

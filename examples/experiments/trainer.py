@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from sklearn.metrics import accuracy_score
 from torch import nn
+from train_classification import first
+from training.checkpoints import CheckpointingTrainer
 from training.losses import classification_loss
 from training.optimizers import make_optimizer
 from training.schedules import epoch_steps
-from transformers import Trainer
 
 from peft_audio.metrics import mean_average_precision
 
@@ -19,7 +20,7 @@ from .inputs import UNKNOWN
 from .recipe import Recipe
 
 
-class RecipeTrainer(Trainer):
+class RecipeTrainer(CheckpointingTrainer):
     """A Trainer that trains and tests as a recipe says.
 
     Args:
@@ -61,7 +62,7 @@ def metrics_of(recipe: Recipe):
     """The function that gives the metrics of logits `(cuts, labels)`; those of one clip are averaged first."""
 
     def compute(prediction) -> dict[str, float]:
-        logits = averaged(_logits(prediction.predictions), recipe.test_segments)
+        logits = averaged(first(prediction.predictions), recipe.test_segments)
         targets = prediction.label_ids[:: recipe.test_segments]
         if targets.ndim == 1:
             scores = {"accuracy": accuracy_score(targets, logits.argmax(axis=1))}
@@ -77,7 +78,3 @@ def metrics_of(recipe: Recipe):
 def averaged(values: np.ndarray, count: int) -> np.ndarray:
     """The means of every `count` rows, `(rows, n)` to `(rows / count, n)`."""
     return values.reshape(-1, count, values.shape[1]).mean(axis=1)
-
-
-def _logits(predictions) -> np.ndarray:
-    return predictions[0] if isinstance(predictions, tuple) else predictions
