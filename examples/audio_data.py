@@ -33,19 +33,27 @@ class BadAudioError(ValueError):
         )
 
 
-def load_waveform(source: Path | bytes, sampling_rate: int, min_seconds: float = 0.0) -> np.ndarray:
+def load_waveform(
+    source: Path | bytes, sampling_rate: int, min_seconds: float = 0.0, start: float = 0.0, stop: float | None = None
+) -> np.ndarray:
     """Decodes one file to mono at `sampling_rate` Hz: float32, shape (samples,), full scale +-1.
 
+    `start` and `stop` are seconds: only that part is decoded, and all else here is about that part. It ends with the
+    file where `stop` is None or lies behind its end.
+
     Raises:
-        ValueError: the file is missing, undecodable, empty, silent, not finite, or shorter than `min_seconds`.
+        ValueError: the file is missing, undecodable, empty, silent, not finite, or shorter than `min_seconds`; or
+            not 0 <= start < stop.
     """
+    if not (0 <= start < np.inf and (stop is None or start < stop)):
+        raise ValueError(f"start and stop must be 0 <= start < stop (seconds), got {start} and {stop}")
     if isinstance(source, Path) and not source.is_file():
         raise ValueError("no such file")
     if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
         raise ValueError("empty (0 bytes)")
-    waveform, rate = decode(source)
+    waveform, rate = decode(source, start, stop)
     if waveform.size == 0:
-        raise ValueError("empty (no samples)")
+        raise ValueError(f"empty (no samples{f' from {start:g} s on' if start else ''})")
     if not np.isfinite(waveform).all():
         raise ValueError("has samples that are not finite numbers")
     if waveform.size / rate < min_seconds:
@@ -55,20 +63,40 @@ def load_waveform(source: Path | bytes, sampling_rate: int, min_seconds: float =
     return librosa.resample(waveform, orig_sr=rate, target_sr=sampling_rate).astype(np.float32)
 
 
-def decode(source: Path | bytes) -> tuple[np.ndarray, int]:
-    """Samples (float32, mono, shape (samples,)) at the file's own rate, and that rate in Hz."""
+def decode(source: Path | bytes, start: float = 0.0, stop: float | None = None) -> tuple[np.ndarray, int]:
+    """Samples (float32, mono, shape (samples,)) from `start` to `stop` seconds at the file's own rate, and that rate."""
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        waveform, rate = soundfile.read(file, dtype="float32", always_2d=True)
-        return waveform.mean(axis=1), rate
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            rate = file.samplerate
+            part = slice(round(start * rate), None if stop is None else round(min(stop * rate, file.frames)))
+            first, last, _ = part.indices(file.frames)
+            skipped = file.seek(first) if file.seekable() else 0
+            samples = file.read(last - skipped, dtype="float32", always_2d=True)
+            return samples[first - skipped :].mean(axis=1), rate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = str(error).rpartition(": ")[2].strip(" .")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # librosa announces that it tries its other decoder
-            return librosa.load(io.BytesIO(source) if isinstance(source, bytes) else source, sr=None, mono=True)
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            duration = None if stop is None else stop - start
+            return librosa.load(file, sr=None, mono=True, offset=start, duration=duration)
     except Exception:  # which error it is depends on the decoder librosa finds; the file cannot be used either way
         raise ValueError(f"unreadable ({reason}); if it does play elsewhere, convert it to WAV or FLAC") from None
+
+
+def load_clip(
+    clip: Clip, sampling_rate: int, min_seconds: float = 0.0, max_seconds: float | None = None
+) -> np.ndarray:
+    """The waveform of a clip as `load_waveform` returns it, cut to `max_seconds`. Raises `ValueError` as that does."""
+    waveform = load_waveform(clip.source, sampling_rate, min_seconds, clip.start, clip.stop)
+    return waveform if max_seconds is None else waveform[: round(max_seconds * sampling_rate)]
+
+
+def model_inputs(waveform: np.ndarray, feature_extractor) -> dict[str, np.ndarray]:
+    """The feature extractor's outputs for one waveform at its sampling rate, without the batch axis."""
+    outputs = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_tensors="np")
+    return {name: np.asarray(value)[0] for name, value in outputs.items()}
 
 
 def extract_features(
@@ -88,22 +116,23 @@ def extract_features(
         BadAudioError: some files cannot be used, and `skip_bad_files` is False. Lists all of them.
     """
     features, bad_files = {}, {}
-    rate = feature_extractor.sampling_rate
     for clip in tqdm(clips, desc="Computing features", unit="clip", leave=False):
         try:
-            waveform = load_waveform(clip.source, rate, min_seconds)
+            waveform = load_clip(clip, feature_extractor.sampling_rate, min_seconds, max_seconds)
         except ValueError as error:
             bad_files[clip.name] = str(error)
             continue
-        if max_seconds is not None:
-            waveform = waveform[: round(max_seconds * rate)]
-        outputs = feature_extractor(waveform, sampling_rate=rate, return_tensors="np")
-        features[clip.name] = {name: np.asarray(value)[0] for name, value in outputs.items()}
-    if bad_files and not skip_bad_files:
-        raise BadAudioError(bad_files, len(clips))
-    if bad_files:
-        logger.warning("Left out %d of %d audio files:\n%s", len(bad_files), len(clips), list_bad_files(bad_files))
+        features[clip.name] = model_inputs(waveform, feature_extractor)
+    report_bad_files(bad_files, len(clips), skip_bad_files)
     return features, bad_files
+
+
+def report_bad_files(bad_files: dict[str, str], total: int, skip_bad_files: bool = False) -> None:
+    """Raises `BadAudioError` if there are any; with `skip_bad_files` it logs them as a warning instead."""
+    if bad_files and not skip_bad_files:
+        raise BadAudioError(bad_files, total)
+    if bad_files:
+        logger.warning("Left out %d of %d audio files:\n%s", len(bad_files), total, list_bad_files(bad_files))
 
 
 def minimum_seconds(config, sampling_rate: int) -> float:

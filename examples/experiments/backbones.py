@@ -1,6 +1,7 @@
 """The pretrained models that recipes name, brought to the input and the labels of a recipe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Backbone:
         config: the configuration of the published size, by recipe.
         model_class: of the classifier.
         reads_waveforms: whether its input is the waveform, not a spectrogram.
+        has_extractor: whether it is published with the feature extractor of its input; else AST's is taken.
     """
 
     title: str
@@ -50,6 +52,7 @@ class Backbone:
     config: Callable[[Recipe], object]
     model_class: type[PreTrainedModel]
     reads_waveforms: bool = False
+    has_extractor: bool = True
 
 
 def load_backbone(recipe: Recipe, name: str | None, labels: list[str], folder: Path) -> PreTrainedModel:
@@ -62,13 +65,9 @@ def load_backbone(recipe: Recipe, name: str | None, labels: list[str], folder: P
         BackboneError: there is no such model.
     """
     backbone = BACKBONES[recipe.backbone]
-    try:
-        return with_head(backbone.load(published_name(recipe, name), recipe, labels, folder), recipe)
-    except OSError as error:
-        raise BackboneError(
-            f"--model_name_or_path {name or backbone.default}: neither a folder or file with a model, nor a model that "
-            f"can be had from the Hub ({str(error).splitlines()[0]})"
-        ) from None
+    published = published_name(recipe, name)
+    with found(published):
+        return with_head(backbone.load(published, recipe, labels, folder), recipe)
 
 
 def published_name(recipe: Recipe, name: str | None) -> str:
@@ -79,6 +78,18 @@ def published_name(recipe: Recipe, name: str | None) -> str:
             "--model_name_or_path."
         )
     return name or backbone.default
+
+
+@contextmanager
+def found(name: str) -> Iterator[None]:
+    """Raise `BackboneError` where the model `name` cannot be had."""
+    try:
+        yield
+    except OSError as error:
+        raise BackboneError(
+            f"--model_name_or_path {name}: neither a folder or file with a model, nor a model that can be had from the "
+            f"Hub ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def published_size(recipe: Recipe, num_labels: int) -> dict[str, int]:
@@ -102,8 +113,10 @@ def with_head(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
 def feature_extractor_of(recipe: Recipe, name: str | None, statistics: tuple[float, float] | None):
     """The feature extractor that goes with the classifier, with the mean and standard deviation of the data set."""
     backbone = BACKBONES[recipe.backbone]
-    if recipe.backbone in ("ast", "wav2vec2"):
-        extractor = AutoFeatureExtractor.from_pretrained(published_name(recipe, name))
+    published = published_name(recipe, name)
+    if backbone.has_extractor:
+        with found(published):
+            extractor = AutoFeatureExtractor.from_pretrained(published)
     else:
         extractor = ASTFeatureExtractor()
     if not backbone.reads_waveforms:
@@ -122,17 +135,19 @@ def _pretrained(name: str, recipe: Recipe, labels: list[str], folder: Path) -> P
 
 def _ast_of_an_image_model(name: str, recipe: Recipe, labels: list[str], folder: Path) -> PreTrainedModel:
     image_model = AutoModelForImageClassification.from_pretrained(name)
-    return _saved(ast_from_vit(image_model, num_labels=len(labels), **_input(recipe)), labels, folder)
+    return _saved(ast_from_vit(image_model, num_labels=len(labels), **_input(recipe)), recipe, labels, folder)
 
 
 def _ast_of_ssast(name: str, recipe: Recipe, labels: list[str], folder: Path) -> PreTrainedModel:
-    model = _saved(ast_from_ssast(name, num_labels=len(labels), **_input(recipe)), labels, folder)
+    model = _saved(ast_from_ssast(name, num_labels=len(labels), **_input(recipe)), recipe, labels, folder)
     return use_mean_token_pooling(model)
 
 
-def _saved(model: PreTrainedModel, labels: list[str], folder: Path) -> PreTrainedModel:
+def _saved(model: PreTrainedModel, recipe: Recipe, labels: list[str], folder: Path) -> PreTrainedModel:
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}
+    is_multi_label = recipe.loss == "binary_cross_entropy"
+    model.config.problem_type = f"{'multi' if is_multi_label else 'single'}_label_classification"
     model.save_pretrained(folder)
     return type(model).from_pretrained(folder)
 
@@ -149,12 +164,15 @@ def _ast_config(recipe: Recipe) -> ASTConfig:
 AST = {"config": _ast_config, "model_class": ASTForAudioClassification}
 BACKBONES = {
     "ast": Backbone("the AST trained on AudioSet", "MIT/ast-finetuned-audioset-10-10-0.4593", _pretrained, **AST),
-    "ssast": Backbone("the self-supervised AST (SSAST-Base-Patch-400)", None, _ast_of_ssast, **AST),
+    "ssast": Backbone(
+        "the self-supervised AST (SSAST-Base-Patch-400)", None, _ast_of_ssast, **AST, has_extractor=False
+    ),
     "image": Backbone(
         "the image model that AST starts from",
         "facebook/deit-base-distilled-patch16-384",
         _ast_of_an_image_model,
         **AST,
+        has_extractor=False,
     ),
     "wav2vec2": Backbone(
         "wav2vec 2.0",

@@ -66,7 +66,7 @@ def few(recipe: Recipe, clips: list[Clip], seed: int) -> list[Clip]:
     by_label: dict[tuple[str, ...], list[Clip]] = {}
     for clip in clips:
         by_label.setdefault(clip.labels, []).append(clip)
-    short = [", ".join(label) for label, group in by_label.items() if len(group) < recipe.few_shot]
+    short = [", ".join(label) for label, group in sorted(by_label.items()) if len(group) < recipe.few_shot]
     if short:
         raise DataError(
             f"{recipe.name}: 'few_shot' is {recipe.few_shot}, but there are fewer training clips of {'; '.join(short)}. "

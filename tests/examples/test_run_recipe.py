@@ -1,7 +1,9 @@
 """Recipes on stand-ins: made-up copies of the data sets, and tiny models in the layouts of the published ones."""
 
+import csv
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,17 +11,16 @@ import run_recipe
 import soundfile
 import torch
 from experiments import parts, runs
-from experiments.codes import codes_of
+from experiments.inputs import Preparation, TestSet, TrainingSet, targets_of
 from experiments.recipe import RecipeError, load_recipe, recipe_names
 from experiments.report import summarize
-from experiments.verification import score_trials
+from experiments.trainer import averaged
 from layouts import LAYOUTS
-from sounds import save_model
+from sounds import LABELS, save_model, write_tones
 from ssast import make_ssast
 from tiny import make
-from transformers import DeiTForImageClassification
 
-from peft_audio import AutoPeftModelForAudioClassification, use_mean_token_pooling
+from peft_audio import AutoPeftModelForAudioClassification
 
 
 # One step on a few short clips.
@@ -98,3 +99,215 @@ def test_every_recipe_takes_a_step(name, models, data, tmp_path, monkeypatch):
     assert 0 <= result["epochs"]["test"][recipe.metric][0] <= 1
     summary = summarize(recipe, {0: {part.name: result}})
     assert summary[recipe.metric]["last epoch"]["mean"] == result["epochs"]["test"][recipe.metric][0]
+
+
+# ---- what the command line does --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    return write_tones(tmp_path_factory.mktemp("tones") / "data", clips=24, folds=2)
+
+
+def arguments(models, tones, out, *changes, recipe="ipet/ast-esc50", backbone="ast"):
+    return [
+        *(recipe, "--data_dir", str(tones), "--model_name_or_path", models[backbone], "--output_dir", str(out)),
+        *("--use_cpu", "--set", "data_set=audiofolder", "frames=46", "spec_augment=[8,4]", "learning_rate=0.01"),
+        *changes,
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_recipe_is_learnt_and_its_adapters_can_be_used(models, tones, tmp_path, capsys):
+    summary = run_recipe.main(arguments(models, tones, tmp_path, "epochs=6", "batch_size=4"))["ipet/ast-esc50"]
+    folder = tmp_path / "ipet" / "ast-esc50"
+    assert summary["parts"] == ["fold-1", "fold-2"] and summary == json.loads((folder / "summary.json").read_text())
+    measured = summary["measured"]["accuracy"]
+    assert measured["last epoch"]["mean"] > 0.8  # three tones, a third by chance
+    results = [json.loads((folder / part / "seed-0" / "result.json").read_text()) for part in summary["parts"]]
+    by_epoch = np.mean([result["epochs"]["test"]["accuracy"] for result in results], axis=0)
+    assert by_epoch.shape == (6,)
+    assert measured["last epoch"]["mean"] == pytest.approx(by_epoch[-1])
+    assert measured["best epoch on the test clips"]["mean"] == pytest.approx(by_epoch.max())
+    run = folder / "fold-1" / "seed-0"
+    model = AutoPeftModelForAudioClassification.from_pretrained(run)
+    assert list(model.config.id2label.values()) == list(LABELS) and model.config.max_length == 46
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    right = [row["label"] == row["prediction"] for row in rows]
+    assert len(rows) == 12 and np.mean(right) == results[0]["epochs"]["test"]["accuracy"][-1]
+    shown = capsys.readouterr().out
+    assert "96.45 %" in shown and f"{100 * measured['last epoch']['mean']:.2f} %" in shown
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_finished_runs_are_not_trained_again_and_interrupted_ones_go_on(models, tones, tmp_path, monkeypatch):
+    changes = ("epochs=3", "batch_size=4")
+    whole = run_recipe.main(arguments(models, tones, tmp_path / "whole", *changes))
+    stop_after, steps, step = 7, [], runs.RecipeTrainer.training_step
+
+    def counted(trainer, *args, **kwargs):
+        if len(steps) == stop_after:
+            raise KeyboardInterrupt
+        steps.append(trainer.state.global_step)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(runs.RecipeTrainer, "training_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe.main(arguments(models, tones, tmp_path / "parts", *changes))
+    stop_after = None
+    steps.clear()
+    again = run_recipe.main(arguments(models, tones, tmp_path / "parts", *changes))
+    assert steps[:3] == [6, 7, 8]  # on from the checkpoint of the second of three epochs of three steps
+    assert len(steps) == 3 + 9
+    for name in ("mean", "std_over_folds"):
+        for rule, values in whole["ipet/ast-esc50"]["measured"]["accuracy"].items():
+            assert again["ipet/ast-esc50"]["measured"]["accuracy"][rule][name] == pytest.approx(values[name])
+    steps.clear()
+    run_recipe.main(arguments(models, tones, tmp_path / "parts", *changes))
+    assert not steps
+    with pytest.raises(RecipeError, match="result of other settings"):
+        run_recipe.main(arguments(models, tones, tmp_path / "parts", *changes, "mixup=0.5"))
+
+
+@pytest.mark.parametrize("name", ["ipet/ast-esc50", "loaa/image-epic-sounds", "ipet/wav2vec2-voxceleb1"])
+def test_a_dry_run_needs_nothing(name, capsys):
+    counts = run_recipe.main([name, "--dry_run"])[name]
+    assert f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,}" in capsys.readouterr().out
+
+
+def test_the_list_has_all_recipes(capsys):
+    run_recipe.main(["--list"])
+    assert capsys.readouterr().out.split() == recipe_names()
+
+
+REFUSED = {
+    "no recipe": ([], "Name a recipe"),
+    "no data": (["ipet/ast-esc50"], "--data_dir is missing"),
+    "no value": (["ipet/ast-esc50", "--set", "epochs", "--dry_run"], "--set epochs: must be FIELD=VALUE"),
+    "no such fold": (["ipet/ast-esc50", "--folds", "9"], "there is no fold 9; the folds: 1, 2, 3, 4, 5"),
+    "no such folder": (["ipet/ast-esc50", "--data_dir", "gone"], "gone"),
+    "no checkpoint": (["aat/ssast-esc50", "--folds", "1"], "is not on the Hub. Download"),
+    "no such model": (["ipet/ast-esc50", "--model_name_or_path", "gone"], "--model_name_or_path gone: neither"),
+    "no noise": (["ipet/wav2vec2-voxceleb1"], "Give its folder with --musan_dir"),
+    "too few shots": (["petl/ast-esc50-lora-16-shot"], "'few_shot' is 16, but there are fewer training clips of cat"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_missing_is_named(case, models, data, tmp_path):
+    given, message = REFUSED[case]
+    name = given[0] if given else None
+    more = ["--output_dir", str(tmp_path)]
+    if name is not None and case not in ("no data", "no such folder"):
+        recipe = load_recipe(name)
+        more += ["--data_dir", str(data / recipe.data_set)]
+        if case not in ("no checkpoint", "no such model"):
+            more += ["--model_name_or_path", models[recipe.backbone]]
+    with pytest.raises(run_recipe.ERRORS, match=re.escape(message)):
+        run_recipe.main([*given, *more])
+    assert not list(tmp_path.rglob("result.json"))
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------------
+
+
+class Identity:
+    """A feature extractor that gives the waveform as it is."""
+
+    sampling_rate = 100
+
+    def __call__(self, waveform, sampling_rate, return_tensors):
+        return {"input_values": waveform[None]}
+
+
+def clips_of(*labels):
+    return [parts.Clip(f"{index}", b"", (label,)) for index, label in enumerate(labels)]
+
+
+def preparation_of(**changes):
+    recipe = dataclasses.replace(load_recipe("ipet/wav2vec2-esc50"), frames=50, fill="pad", **changes)
+    return Preparation(recipe, Identity())
+
+
+def test_training_takes_random_cuts_and_testing_cuts_that_are_evenly_spread():
+    preparation = preparation_of(random_crop=True, test_segments=3)
+    clips, store = clips_of("a", "b"), {"0": {"waveform": np.arange(200.0)}, "1": {"waveform": np.arange(30.0)}}
+    torch.manual_seed(0)
+    training = TrainingSet(clips, store, ["a", "b"], preparation)
+    starts = {int(training[0]["input_values"][0]) for _ in range(50)}
+    assert len(starts) > 20 and min(starts) >= 0 and max(starts) <= 150
+    torch.manual_seed(0)
+    assert int(TrainingSet(clips, store, ["a", "b"], preparation)[0]["input_values"][0]) in starts
+    test = TestSet(clips, store, targets_of(clips, ["a", "b"], "cross_entropy"), preparation)
+    assert len(test) == 6 and [test[index]["labels"] for index in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert [test[index]["input_values"][0] for index in range(3)] == [0, 75, 150]
+    assert all(len(test[index]["input_values"]) == 50 for index in range(6))
+    assert not test[5]["input_values"][30:].any()
+    np.testing.assert_allclose(averaged(np.arange(12.0).reshape(6, 2), 3), [[2, 3], [8, 9]])
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_mixed_targets_say_how_much_of_each_clip_there_is(loss):
+    preparation = preparation_of(mixup=1.0, loss=loss)
+    tone = np.sin(np.arange(50) * 2.0)
+    other = np.sin(np.arange(50) * 0.5)
+    tone, other = tone - tone.mean(), other - other.mean()
+    clips = clips_of("a", "b")
+    training = TrainingSet(clips, {"0": {"waveform": tone}, "1": {"waveform": other}}, ["a", "b"], preparation)
+    torch.manual_seed(0)
+    mixed = [item for item in (training[0] for _ in range(20)) if item["labels"][1] > 0]
+    assert mixed
+    for item in mixed:
+        weights, *_ = np.linalg.lstsq(np.stack([tone, other], axis=1), item["input_values"], rcond=None)
+        np.testing.assert_allclose(item["labels"], weights, atol=1e-5)
+    plain = TrainingSet(clips, training.store, ["a", "b"], preparation_of(mixup=0.0, loss=loss))[0]["labels"]
+    assert plain == 0 if loss == "cross_entropy" else list(plain) == [1, 0]
+
+
+def test_labels_that_nobody_gave_do_not_count():
+    clip = dataclasses.replace(clips_of("a")[0], unknown=("b",))
+    store = {"0": {"waveform": np.ones(50)}}
+    training = TrainingSet([clip], store, ["a", "b", "c"], preparation_of(loss="binary_cross_entropy"))
+    assert list(training[0]["labels"]) == [1, -100, 0]
+
+
+def test_spectrograms_are_masked_then_normalised():
+    recipe = dataclasses.replace(load_recipe("ipet/ast-esc50"), spec_augment=(8, 4))
+    preparation = Preparation(recipe, Identity(), statistics=(-4.0, 3.0))
+    spectrogram = np.full((46, 36), 2.0, dtype=np.float32)
+    assert np.allclose(preparation.finished({"input_values": spectrogram})["input_values"], (2 + 4) / 6)
+    masked = preparation.finished({"input_values": spectrogram}, np.random.default_rng(1))["input_values"]
+    assert set(np.unique(masked).round(5)) == {np.float32((2 + 4) / 6).round(5), np.float32((0 + 4) / 6).round(5)}
+    assert (spectrogram == 2).all()
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_few_shots_are_so_many_of_every_class(shots, data):
+    recipe = dataclasses.replace(load_recipe("petl/ast-esc50-lora-1-shot"), few_shot=shots)
+    drawn = {}
+    for seed in (0, 1):
+        part, *_ = parts.parts_of(recipe, data / "esc50", seed)
+        labels = [clip.labels[0] for clip in part.splits.train]
+        assert sorted(labels) == sorted([*("cat", "dog", "rooster")] * shots)
+        drawn[seed] = {clip.name for clip in part.splits.train}
+        assert len(part.splits.test) == 3
+    assert drawn[0] != drawn[1]
+    again, *_ = parts.parts_of(recipe, data / "esc50", 0)
+    assert {clip.name for clip in again.splits.train} == drawn[0]
+
+
+def test_rules_of_the_report():
+    recipe = load_recipe("ipet/ast-esc50")
+    result = {
+        "a": {"epochs": {"test": {"accuracy": [0.2, 0.8, 0.5]}, "validation": {"accuracy": [0.9, 0.1, 0.2]}}},
+        "b": {"epochs": {"test": {"accuracy": [0.4, 0.6, 0.3]}, "validation": {"accuracy": [0.1, 0.1, 0.2]}}},
+    }
+    rules = summarize(recipe, {0: result})["accuracy"]
+    assert {rule: round(values["mean"], 6) for rule, values in rules.items()} == {
+        "best epoch on the test clips": 0.7,
+        "best epoch in validation": 0.25,
+        "last epoch": 0.4,
+    }
+    assert rules["last epoch"]["std_over_seeds"] is None
+    assert rules["last epoch"]["std_over_folds"] == pytest.approx(np.std([0.5, 0.3], ddof=1))

@@ -1,0 +1,357 @@
+"""Features on disk: each clip is decoded and run through the feature extractor once, on all cores, and then only read.
+
+    cache = FeatureCache("features", feature_extractor, max_seconds=10)
+    features = cache.compute(splits.clips)  # a second run, or one after a crash, computes only what is missing
+    features["dog/1.wav"]["input_values"]   # read from disk when asked for
+
+The folder has a subfolder for each set of settings, named after their SHA-256, with `settings.json` to say which they
+are. In it is one safetensors file a clip, in 256 subfolders, named after the SHA-256 of the audio file's bytes and of
+the part of it that the clip is. So a renamed file is found again, and a changed file or setting makes a new entry.
+
+Nothing is ever deleted: which entries other runs are using, no run can know. Subfolders of settings that are no longer
+used can be removed by hand.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import joblib
+import librosa
+import numpy as np
+import torch
+from audio_data import load_clip, model_inputs, report_bad_files
+from clip_table import Clip
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+from tqdm.auto import tqdm
+
+
+FORMAT = 1  # of the entries; a change to how audio_data decodes makes a new one too
+PACKAGES = (
+    "librosa",
+    "soundfile",
+    "soxr",
+    "torchaudio",
+    "transformers",
+)  # the features may change with their versions
+CLIPS_PER_WORKER = 8  # for fewer, a worker takes longer to start than it saves
+STALE_SECONDS = 3600  # no entry takes that long to write: what is older was left behind by a run that was killed
+
+
+class Features(Mapping):
+    """Features by clip name: a dictionary of arrays each, as `extract_features` returns, read from disk every time.
+
+    `skipped` are the reasons by name of the clips left out. Kept in memory are the names, and some 200 bytes for each.
+
+    Raises:
+        KeyError: there is no clip of this name.
+        OSError: its entry has been damaged or removed since `FeatureCache.compute`.
+    """
+
+    def __init__(self, folder: Path, keys: dict[str, str], skipped: dict[str, str]):
+        self.folder = folder
+        self.keys_by_name = keys
+        self.skipped = skipped
+
+    def path(self, name: str) -> Path:
+        """The file of this clip's features."""
+        return entry_path(self.folder, self.keys_by_name[name])
+
+    def __getitem__(self, name: str) -> dict[str, np.ndarray]:
+        path = self.path(name)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"{path}: the features of {name!r} have been damaged or removed since they were computed ({error}). "
+                "FeatureCache.compute computes them again."
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys_by_name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys_by_name)
+
+    def __len__(self) -> int:
+        return len(self.keys_by_name)
+
+
+class FeatureCache:
+    """Computes features, and keeps them in a folder that any number of runs may use at the same time.
+
+    Args:
+        folder: is made if it is missing.
+        feature_extractor: one of transformers, or anything with its `sampling_rate`, `to_dict` and call. Its class,
+            `to_dict` and the versions of the packages tell its features apart from those of others, so give a class of
+            your own a number in `to_dict` that changes with its code. None: waveforms, float32 of shape (samples,),
+            under the name "waveform".
+        sampling_rate: of these waveforms in Hz (16000 by default); the feature extractor's own if there is one.
+        max_seconds: longer clips are cut to this length.
+        min_seconds: clips below this length are bad.
+        num_workers: processes, as for a DataLoader: 0 computes in this one. None: one a core, for few clips none.
+
+    Raises:
+        ValueError: `sampling_rate` is not the feature extractor's, or `max_seconds` is 0 or below `min_seconds`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        feature_extractor=None,
+        *,
+        sampling_rate: int | None = None,
+        max_seconds: float | None = None,
+        min_seconds: float = 0.0,
+        num_workers: int | None = None,
+    ):
+        own_rate = getattr(feature_extractor, "sampling_rate", None)
+        if sampling_rate is not None and own_rate not in (None, sampling_rate):
+            raise ValueError(
+                f"sampling_rate must be the feature extractor's, {own_rate} Hz, or left out, got {sampling_rate}."
+            )
+        if max_seconds is not None and not (max_seconds > 0 and max_seconds >= min_seconds):
+            raise ValueError(
+                f"max_seconds must be above 0 and not below min_seconds ({min_seconds}), got {max_seconds}."
+            )
+        self.folder = Path(folder)
+        self.feature_extractor = feature_extractor
+        self.sampling_rate = own_rate or sampling_rate or 16000
+        self.max_seconds = None if max_seconds is None else float(max_seconds)
+        self.min_seconds = float(min_seconds)
+        self.num_workers = num_workers
+
+    def compute(self, clips: list[Clip], skip_bad_files: bool = False) -> Features:
+        """The features of these clips. What the folder does not hold, or holds damaged, is computed and added to it.
+
+        Raises:
+            BadAudioError: some files cannot be used, and `skip_bad_files` is False. Lists all of them; the features of
+                the others are in the folder.
+            OSError: the folder cannot be written to, e.g. because the disk is full. What it has got stays of use.
+        """
+        settings = self.settings()
+        folder = self.folder / sha256(settings.encode())[:32]
+        files = hash_files(clip.source for clip in clips)
+        keys = {clip.name: entry_key(clip, files[clip.source]) for clip in clips}
+        jobs = {keys[clip.name]: Job(clip, folder, keys[clip.name], files[clip.source].state) for clip in clips}
+        missing = [job for job in jobs.values() if not is_complete(job.path)]
+        reasons = self.fill(folder, settings, missing) if missing else {}
+        skipped = {clip.name: reasons[keys[clip.name]] for clip in clips if keys[clip.name] in reasons}
+        report_bad_files(skipped, len(clips), skip_bad_files)
+        return Features(folder, {name: key for name, key in keys.items() if name not in skipped}, skipped)
+
+    def settings(self) -> str:
+        """All that the features depend on besides the audio, as JSON."""
+        extractor = self.feature_extractor
+        settings = {
+            "format": FORMAT,
+            "sampling_rate": self.sampling_rate,
+            "min_seconds": self.min_seconds,
+            "max_seconds": self.max_seconds,
+            "resampling": "soxr_hq",  # librosa's default
+            "versions": {name: version(name) for name in PACKAGES},
+            "class": None if extractor is None else f"{type(extractor).__module__}.{type(extractor).__qualname__}",
+            "feature_extractor": None if extractor is None else extractor.to_dict(),
+        }
+        return json.dumps(settings, indent=2, sort_keys=True, default=as_list)
+
+    def fill(self, folder: Path, settings: str, jobs: list["Job"]) -> dict[str, str]:
+        """Computes and writes the entries of `jobs`. Returns why some could not be made, by key."""
+        try:
+            prepare(folder, settings)
+        except OSError as error:
+            raise self.cannot_write(error) from error
+        # librosa imports and compiles at its first use: once here, or in every worker.
+        librosa.resample(np.zeros(2, np.float32), orig_sr=1, target_sr=1)
+        loader = torch.utils.data.DataLoader(
+            Computation(self, jobs),
+            batch_size=None,
+            collate_fn=tuple,
+            num_workers=self.count_workers(len(jobs)),
+            in_order=False,
+            generator=torch.Generator(),  # else the loader draws from the one that training draws from
+        )
+        reasons, failure = {}, None
+        outcomes = iter(loader)  # tqdm would make a second iterator, with as many workers again
+        for key, outcome in tqdm(outcomes, "Computing features", len(jobs), unit="clip", leave=False):
+            if isinstance(outcome, OSError):
+                failure = outcome
+                break
+            if outcome is not None:
+                reasons[key] = outcome
+        del outcomes  # which ends the workers
+        if failure is not None:
+            raise self.cannot_write(failure)
+        return reasons
+
+    def cannot_write(self, error: OSError) -> OSError:
+        advice = (
+            "The features that are complete stay, and the next run adds the others. Free space or name another folder"
+        )
+        return OSError(error.errno, f"Cannot write features: {error.strerror or error}. {advice}", str(self.folder))
+
+    def count_workers(self, jobs: int) -> int:
+        if self.num_workers is not None:
+            return min(self.num_workers, jobs)
+        workers = min(joblib.cpu_count(), jobs // CLIPS_PER_WORKER)
+        return workers if workers > 1 else 0
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """SHA-256 of a file's bytes, and its size and time of change then; bytes in memory have no such state."""
+
+    digest: str
+    state: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """An entry to be made: that of `clip`, whose file had this `state` when it was hashed."""
+
+    clip: Clip
+    folder: Path
+    key: str
+    state: tuple[int, int] | None
+
+    @property
+    def path(self) -> Path:
+        return entry_path(self.folder, self.key)
+
+
+@dataclass(frozen=True)
+class Computation(torch.utils.data.Dataset):
+    """Makes the entry of a job when the job is asked for, in whichever process that is.
+
+    An item is the job's key, and None or what went wrong: text if the audio is bad, `OSError` if it is the disk.
+    """
+
+    cache: FeatureCache
+    jobs: list[Job]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, index: int) -> tuple[str, str | OSError | None]:
+        job, cache = self.jobs[index], self.cache
+        if is_complete(job.path):  # another run was faster
+            return job.key, None
+        try:
+            waveform = load_clip(job.clip, cache.sampling_rate, cache.min_seconds, cache.max_seconds)
+            if file_state(job.clip.source) != job.state:
+                raise ValueError("changed while it was being read; run this again")
+        except (ValueError, OSError) as error:
+            return job.key, str(error)
+        extractor = cache.feature_extractor
+        features = {"waveform": waveform} if extractor is None else model_inputs(waveform, extractor)
+        try:
+            write_entry(job.path, features, partial_folder(job.folder))
+        except OSError as error:
+            return job.key, error
+        return job.key, None
+
+
+def hash_files(sources: Iterable[Path | bytes]) -> dict[Path | bytes, HashedFile]:
+    """Each source, hashed once. What cannot be read gets a hash that no entry has: decoding it will say why."""
+    hashed = {}
+    for source in tqdm(dict.fromkeys(sources), desc="Hashing audio files", unit="file", leave=False):
+        try:
+            state = file_state(source)  # before the hash, so that no change after it is missed
+            hashed[source] = HashedFile(sha256(source), state)
+        except OSError:
+            hashed[source] = HashedFile(f"unreadable: {source}", None)
+    return hashed
+
+
+def sha256(source: Path | bytes) -> str:
+    """SHA-256 of bytes, or of those of a file, as hexadecimal digits."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_state(source: Path | bytes) -> tuple[int, int] | None:
+    if isinstance(source, bytes):
+        return None
+    status = source.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def entry_key(clip: Clip, file: HashedFile) -> str:
+    """The name of the clip's entry; the same for clips with the same audio."""
+    stop = None if clip.stop is None else float(clip.stop)
+    return sha256(f"{file.digest} {float(clip.start)} {stop}".encode())
+
+
+def entry_path(folder: Path, key: str) -> Path:
+    return folder / key[:2] / f"{key}.safetensors"
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where entries are until they are complete: not far, because only within a file system is moving atomic."""
+    return folder / "partial"
+
+
+def prepare(folder: Path, settings: str) -> None:
+    """Makes the folder for entries with these settings, and removes what runs that were killed have left in it."""
+    partial_folder(folder).mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "settings.json", settings.encode() + b"\n", partial_folder(folder))
+    for path in partial_folder(folder).iterdir():
+        try:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+        except FileNotFoundError:  # another run was faster
+            pass
+
+
+def write_entry(path: Path, features: Mapping[str, Any], partial: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    # Arrays must be contiguous: safetensors writes the memory of others as if they were.
+    write_atomically(path, save({name: np.asarray(value, order="C") for name, value in features.items()}), partial)
+
+
+def write_atomically(path: Path, content: bytes, partial: Path) -> None:
+    """Writes a file in the folder `partial` and moves it to `path`, so that there is all of it or nothing."""
+    temporary = partial / uuid.uuid4().hex
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether there is an entry whose header can be read and fits the length of the file."""
+    try:
+        with safe_open(path, framework="np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def as_list(value: Any) -> Any:
+    """An array among the settings of a feature extractor, for JSON."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(
+            f"The feature extractor's to_dict() has a value of type {type(value).__name__}, which has no JSON, so its "
+            "features could not be found again. Turn it into numbers, text, lists or arrays there."
+        )
+    return value.tolist()
