@@ -156,7 +156,7 @@ class FeatureDataset(torch.utils.data.Dataset):
     """Features and labels by index. A label is a class index, or a 0/1 vector of shape (labels,) if `multi_label`."""
 
     def __init__(self, clips: list[Clip], features: dict, labels: list[str], multi_label: bool = False):
-        self.features = [features[clip.name] for clip in clips]
+        self.names, self.features = [clip.name for clip in clips], features
         position = {label: index for index, label in enumerate(labels)}
         if multi_label:
             self.targets = np.zeros((len(clips), len(labels)), dtype=np.float32)
@@ -166,10 +166,10 @@ class FeatureDataset(torch.utils.data.Dataset):
             self.targets = np.array([position[clip.labels[0]] for clip in clips])
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> dict:
-        return {**self.features[index], "labels": self.targets[index]}
+        return {**self.features[self.names[index]], "labels": self.targets[index]}
 
 
 class AudioCollator:

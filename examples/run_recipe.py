@@ -6,8 +6,8 @@
     python examples/run_recipe.py --list
 
 A recipe is a YAML file below `examples/recipes/`; `--set epochs=5` changes a setting. Every training leaves its adapter,
-its metrics after every epoch and its curves in a folder below `--output_dir`; started again, the command goes on where it
-was interrupted.
+its metrics after every epoch and its predictions in a folder below `--output_dir`; started again, the command goes on
+where it was interrupted.
 """
 
 import argparse

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from audio_data import AudioCollator, BadAudioError, FeatureDataset, extract_features, minimum_seconds
 from clip_table import DataError, choose_splits, read_audiofolder, read_hub_dataset
+from feature_cache import FeatureCache
 from methods import METHODS, MethodArguments, apply_method, make_config, method_settings
 from peft import PeftModel
 from reporting import CardFacts, plot_curves, write_json, write_model_card
@@ -70,6 +71,10 @@ class DataArguments:
         default=0.2, metadata={"help": "Share of the clips that test, where neither fold nor split says which."}
     )
     max_seconds: float | None = field(default=None, metadata={"help": "Cut longer clips to this length."})
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Keep the features in this folder, for other runs too; in memory if left out."},
+    )
     skip_bad_files: bool = field(
         default=False, metadata={"help": "Leave unusable audio files out (and list them) instead of stopping."}
     )
@@ -108,9 +113,7 @@ def main(arguments: list[str] | None = None) -> dict:
     min_seconds = minimum_seconds(config, feature_extractor.sampling_rate)
     if data_args.max_seconds is not None and data_args.max_seconds < min_seconds:
         raise UsageError(f"--max_seconds {data_args.max_seconds}: this model needs at least {min_seconds:.3f} s.")
-    features, skipped = extract_features(
-        splits.clips, feature_extractor, min_seconds, data_args.max_seconds, data_args.skip_bad_files
-    )
+    features, skipped = compute_features(splits.clips, feature_extractor, min_seconds, data_args)
     splits = splits.without(skipped)
     labels = splits.labels
 
@@ -197,6 +200,15 @@ def read_table(data_args: DataArguments):
     )
 
 
+def compute_features(clips, feature_extractor, min_seconds: float, data_args: DataArguments):
+    """The features by clip name, in memory or in the folder `--cache_dir`, and the reasons by name of files left out."""
+    if data_args.cache_dir is None:
+        return extract_features(clips, feature_extractor, min_seconds, data_args.max_seconds, data_args.skip_bad_files)
+    limits = {"min_seconds": min_seconds, "max_seconds": data_args.max_seconds}
+    features = FeatureCache(data_args.cache_dir, feature_extractor, **limits).compute(clips, data_args.skip_bad_files)
+    return features, features.skipped
+
+
 def load_config(name: str):
     """The configuration of the model. Raises `UsageError` where there is no such model."""
     try:
@@ -221,8 +233,9 @@ def load_feature_extractor(name: str, config, max_length: int | None = None):
     return feature_extractor
 
 
-def load_model(name: str, labels: list[str], multi_label: bool = False, max_length: int | None = None):
-    """The pretrained classifier with these labels and a new output layer, taking `max_length` frames (AST)."""
+def load_model(name: str, labels: list[str], multi_label: bool = False, max_length: int | None = None, **options):
+    """The pretrained classifier with these labels and a new output layer, taking `max_length` frames (AST); `options`
+    are fields of its configuration."""
     old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
     model = AutoModelForAudioClassification.from_pretrained(
         name,
@@ -230,6 +243,7 @@ def load_model(name: str, labels: list[str], multi_label: bool = False, max_leng
         label2id={label: index for index, label in enumerate(labels)},
         problem_type=f"{'multi' if multi_label else 'single'}_label_classification",
         ignore_mismatched_sizes=True,
+        **options,
     )
     if old_labels != labels and len(old_labels) == len(labels):
         renew_output_layer(model)  # as many labels, but other ones: the old weights were loaded

@@ -126,7 +126,8 @@ def feature_extractor_of(recipe: Recipe, name: str | None, statistics: tuple[flo
 
 
 def _pretrained(name: str, recipe: Recipe, labels: list[str], folder: Path) -> PreTrainedModel:
-    model = load_model(name, labels, recipe.loss == "binary_cross_entropy")
+    options = {"use_weighted_layer_sum": True} if recipe.weighted_layer_sum else {}
+    model = load_model(name, labels, recipe.loss == "binary_cross_entropy", **options)
     if not hasattr(model.config, "patch_size"):
         return model
     stride = {} if recipe.stride is None else {"time_stride": recipe.stride, "frequency_stride": recipe.stride}
@@ -178,7 +179,7 @@ BACKBONES = {
         "wav2vec 2.0",
         "facebook/wav2vec2-base",
         _pretrained,
-        lambda recipe: Wav2Vec2Config(),
+        lambda recipe: Wav2Vec2Config(use_weighted_layer_sum=recipe.weighted_layer_sum),
         Wav2Vec2ForSequenceClassification,
         reads_waveforms=True,
     ),

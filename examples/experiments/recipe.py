@@ -48,6 +48,7 @@ class Recipe:
         test_segments: cuts of a clip, evenly spread, whose scores (codes, in verification) are averaged in testing.
         stride: from one patch of the spectrogram to the next, in frames and mel bins; None: the model's own.
         statistics_pooling: mean and standard deviation over time in front of the head.
+        weighted_layer_sum: a trained average of all layers' outputs in front of the head.
         code_size: width of the speaker codes in front of the head; None: no codes.
         loss: "cross_entropy" or "binary_cross_entropy".
         optimizer: name ("adam" or "adamw") and its settings.
@@ -80,6 +81,7 @@ class Recipe:
     test_segments: int = 1
     stride: int | None = None
     statistics_pooling: bool = False
+    weighted_layer_sum: bool = False
     code_size: int | None = None
     loss: str = "cross_entropy"
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "adam"})

@@ -169,6 +169,16 @@ def test_finished_runs_are_not_trained_again_and_interrupted_ones_go_on(models, 
         run_recipe.main(arguments(models, tones, tmp_path / "parts", *changes, "mixup=0.5"))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_weighted_sum_of_layers_trains_and_comes_back(models, data, tmp_path):
+    recipe = dataclasses.replace(small(load_recipe("ipet/wav2vec2-esc50")), weighted_layer_sum=True)
+    part, *_ = parts.parts_of(recipe, data / "esc50", folds=["1"])
+    runs.run(recipe, part, 0, setting(models, data, tmp_path, recipe))
+    model = AutoPeftModelForAudioClassification.from_pretrained(next(tmp_path.rglob("adapter_config.json")).parent)
+    weights = [value for name, value in model.named_parameters() if "layer_weights" in name and "modules_to" in name]
+    assert model.config.use_weighted_layer_sum and len(weights) == 1 and len(weights[0].unique()) > 1
+
+
 @pytest.mark.parametrize("name", ["ipet/ast-esc50", "loaa/image-epic-sounds", "ipet/wav2vec2-voxceleb1"])
 def test_a_dry_run_needs_nothing(name, capsys):
     counts = run_recipe.main([name, "--dry_run"])[name]

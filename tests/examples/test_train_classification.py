@@ -299,6 +299,15 @@ def test_bad_files_stop_a_run_or_are_skipped_and_counted(workspace, tmp_path):
     assert results["train_samples"] + results["eval_samples"] == 11
 
 
+def test_features_on_disk_give_the_same_run_and_are_computed_once(workspace, tmp_path, monkeypatch):
+    call = arguments(workspace, tmp_path / "out", "--fold", "1")
+    expected = main(call)
+    cached = [*call, "--cache_dir", str(tmp_path / "cache")]
+    assert main(cached)["eval_loss"] == expected["eval_loss"]
+    monkeypatch.setattr("feature_cache.load_clip", lambda *_, **__: pytest.fail("decoded again"))
+    assert main(cached)["eval_loss"] == expected["eval_loss"]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "expected"),
     [
