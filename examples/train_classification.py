@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from audio_data import AudioCollator, BadAudioError, FeatureDataset, extract_features, minimum_seconds
-from clip_table import DataError, choose_splits, read_audiofolder, read_hub_dataset
-from feature_cache import FeatureCache
+from audio_data import AudioCollator, BadAudioError, minimum_seconds
+from clip_table import DataError
 from methods import METHODS, MethodArguments, apply_method, make_config, method_settings
 from peft import PeftModel
 from reporting import CardFacts, plot_curves, write_json, write_model_card
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from training.checkpoints import CheckpointingTrainer
 from training.losses import classification_loss
+from training_data import prepare_data
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -75,6 +75,10 @@ class DataArguments:
         default=None,
         metadata={"help": "Keep the features in this folder, for other runs too; in memory if left out."},
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Train while --dataset_name is being fetched; needs --max_steps."}
+    )
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Clips of a stream that each next one is drawn from."})
     skip_bad_files: bool = field(
         default=False, metadata={"help": "Leave unusable audio files out (and list them) instead of stopping."}
     )
@@ -106,31 +110,24 @@ def main(arguments: list[str] | None = None) -> dict:
     model_args, data_args, method_args, args = parse_arguments(arguments)
     set_seed(args.seed)
 
-    table = read_table(data_args)
-    splits = choose_splits(table, data_args.fold, data_args.test_fraction, args.seed)
     config = load_config(model_args.model_name_or_path)
     feature_extractor = load_feature_extractor(model_args.model_name_or_path, config, model_args.max_length)
     min_seconds = minimum_seconds(config, feature_extractor.sampling_rate)
     if data_args.max_seconds is not None and data_args.max_seconds < min_seconds:
         raise UsageError(f"--max_seconds {data_args.max_seconds}: this model needs at least {min_seconds:.3f} s.")
-    features, skipped = compute_features(splits.clips, feature_extractor, min_seconds, data_args)
-    splits = splits.without(skipped)
-    labels = splits.labels
-
-    if args.load_best_model_at_end and not splits.validation:
+    data = prepare_data(data_args, feature_extractor, min_seconds, args.seed)
+    if args.load_best_model_at_end and data.evaluation is data.test:
         logger.warning("There is no validation split, so the best checkpoint is chosen by the test clips.")
 
-    model = load_model(model_args.model_name_or_path, labels, table.multi_label, model_args.max_length)
+    model = load_model(model_args.model_name_or_path, data.labels, data.multi_label, model_args.max_length)
     try:
         model = apply_method(model, method_args.method, **method_args.options())
     except ValueError as error:  # what only the model shows, e.g. a kernel over frequency on a model of waveforms
         raise UsageError(f"--method {method_args.method}: {error}") from error
-    dataset = functools.partial(FeatureDataset, features=features, labels=labels, multi_label=table.multi_label)
-    eval_set = dataset(splits.validation or splits.test)
-    trainer = build_trainer(model, args, feature_extractor, dataset(splits.train), eval_set, table.multi_label)
+    trainer = build_trainer(model, args, feature_extractor, data.train, data.evaluation, data.multi_label)
     train_result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    test_set = dataset(splits.test)
-    test_metrics = trainer.evaluate(test_set) | standard_errors(trainer, test_set)
+    test_metrics = trainer.evaluate(data.test)
+    test_samples, errors = standard_errors(trainer, data.test)
     trainer.save_model(_internal_call=True)  # else it pushes to the Hub at once, without the card
 
     results = {
@@ -138,12 +135,13 @@ def main(arguments: list[str] | None = None) -> dict:
         "learning_rate": args.learning_rate,
         **train_result.metrics,
         **test_metrics,
+        **errors,
         **parameter_counts(model),
         "adapter_bytes": saved_bytes(Path(args.output_dir), method_args.method),
         "train_seconds": train_result.metrics["train_runtime"],
-        "train_samples": len(splits.train),
-        "eval_samples": len(splits.test),
-        "skipped_files": len(skipped),
+        "train_samples": None if data_args.streaming else len(data.train),
+        "eval_samples": test_samples,
+        "skipped_files": data.skipped,
     }
     if trainer.is_world_process_zero():
         facts = CardFacts(
@@ -152,13 +150,13 @@ def main(arguments: list[str] | None = None) -> dict:
             method=method_args.method,
             summary=METHODS[method_args.method].summary,
             settings=method_settings(model, method_args.method),
-            labels=labels,
-            multi_label=table.multi_label,
+            labels=data.labels,
+            multi_label=data.multi_label,
             sampling_rate=feature_extractor.sampling_rate,
             max_length=getattr(model.config, "max_length", None) if hasattr(config, "patch_size") else None,
             resized=model_args.max_length is not None,
             results=results,
-            data=describe_data(data_args, splits),
+            data=data.description,
             dataset_name=data_args.dataset_name,
         )
         write_reports(Path(args.output_dir), facts, trainer.state.log_history)
@@ -182,31 +180,16 @@ def parse_arguments(arguments: list[str] | None = None):
         raise UsageError(str(error)) from None
     if (data_args.data_dir is None) == (data_args.dataset_name is None):
         raise UsageError("Give either --data_dir (a folder) or --dataset_name (a data set on the Hub).")
+    if data_args.streaming and (data_args.dataset_name is None or args.max_steps < 1 or data_args.fold is not None):
+        raise UsageError(
+            "--streaming is for a data set on the Hub with splits of its own: give --dataset_name and --max_steps (the "
+            "length of a stream is not known), and no --fold."
+        )
     if args.learning_rate is None:
         args.learning_rate = METHODS[method_args.method].learning_rate
     args.label_names = args.label_names or ["labels"]
     args.remove_unused_columns = False  # the data sets hold exactly what the model takes
     return parsed
-
-
-def read_table(data_args: DataArguments):
-    if data_args.data_dir is not None:
-        return read_audiofolder(data_args.data_dir)
-    return read_hub_dataset(
-        data_args.dataset_name,
-        data_args.dataset_config_name,
-        data_args.audio_column_name,
-        data_args.label_column_name,
-    )
-
-
-def compute_features(clips, feature_extractor, min_seconds: float, data_args: DataArguments):
-    """The features by clip name, in memory or in the folder `--cache_dir`, and the reasons by name of files left out."""
-    if data_args.cache_dir is None:
-        return extract_features(clips, feature_extractor, min_seconds, data_args.max_seconds, data_args.skip_bad_files)
-    limits = {"min_seconds": min_seconds, "max_seconds": data_args.max_seconds}
-    features = FeatureCache(data_args.cache_dir, feature_extractor, **limits).compute(clips, data_args.skip_bad_files)
-    return features, features.skipped
 
 
 def load_config(name: str):
@@ -296,8 +279,9 @@ def multi_label_metrics(prediction) -> dict[str, float]:
     }
 
 
-def standard_errors(trainer: Trainer, test_set, num_resamples: int = 100) -> dict[str, float]:
-    """The bootstrap standard error over the test clips, 0 for a single clip, of every metric: eval_<metric>_standard_error."""
+def standard_errors(trainer: Trainer, test_set, num_resamples: int = 100) -> tuple[int, dict[str, float]]:
+    """The number of test clips, and by eval_<metric>_standard_error the bootstrap standard error over them of every
+    metric, 0 for a single clip."""
     output = trainer.predict(test_set)
     logits, targets = first(output.predictions), output.label_ids
 
@@ -308,7 +292,7 @@ def standard_errors(trainer: Trainer, test_set, num_resamples: int = 100) -> dic
     resamples = random.integers(len(targets), size=(num_resamples, len(targets)))
     errors = np.std([metrics_of(clips) for clips in resamples], axis=0, ddof=1)
     names = trainer.compute_metrics(EvalPrediction(logits, targets))
-    return {f"eval_{name}_standard_error": float(error) for name, error in zip(names, errors)}
+    return len(targets), {f"eval_{name}_standard_error": float(error) for name, error in zip(names, errors)}
 
 
 def first(predictions) -> np.ndarray:
@@ -367,15 +351,6 @@ def saved_bytes(folder: Path, method: str) -> int:
     """Size of the weights a run has saved: the adapter's, or the whole model's."""
     pattern = "model*.safetensors" if method == "full" else "adapter_model.safetensors"
     return sum(file.stat().st_size for file in folder.glob(pattern))
-
-
-def describe_data(data_args: DataArguments, splits) -> str:
-    name = data_args.dataset_name or Path(data_args.data_dir).name
-    if data_args.fold is not None:
-        how = f"fold {data_args.fold} tests, all others train"
-    else:
-        how = "its own split" if any(clip.split for clip in splits.test) else "a random split"
-    return f"Data: {name}, {how}: {len(splits.train)} clips to train on, {len(splits.test)} to test on."
 
 
 def write_reports(folder: Path, facts: CardFacts, log_history: list[dict]) -> None:

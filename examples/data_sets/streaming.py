@@ -79,6 +79,7 @@ class StreamedClips(torch.utils.data.IterableDataset):
         self.audio_column, self.label_column = audio_column, label_column
         self.min_seconds, self.skip_bad_files = min_seconds, skip_bad_files
         feature = rows.features[label_column]
+        self.multi_label = hasattr(feature, "feature")
         feature = getattr(feature, "feature", feature)
         self.declared = getattr(feature, "names", None)
         self.labels = list(labels or self.declared or [])
