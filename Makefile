@@ -3,7 +3,7 @@ VENV ?= .venv
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-oldest lint clean
+.PHONY: demo test test-examples test-oldest lint clean
 
 # Adapts the bundled backbone to a new task with every method, without network or data.
 demo: $(VENV)/installed
@@ -15,14 +15,17 @@ BROWSER = $(VENV)/installed-browser
 endif
 
 # One thread a process: the tests are many small models, spread over the cores.
-test: $(VENV)/installed-tests $(BROWSER)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
+test: $(VENV)/installed-tests
+	$(PYTEST) tests --ignore tests/examples
+
+test-examples: $(VENV)/installed-tests $(BROWSER)
+	$(PYTEST) tests/examples
 
 # What depends on transformers' layouts and loading code, with the oldest transformers that setup.cfg allows.
 OLDEST = old_layout auto loading saving peft_saving layer_weights bad_folders trainer
 test-oldest: $(VENV)/installed-oldest
-	PYTHONPATH=$(VENV)/oldest OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal \
-		$(OLDEST:%=tests/test_%.py)
+	PYTHONPATH=$(VENV)/oldest $(PYTEST) $(OLDEST:%=tests/test_%.py)
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .

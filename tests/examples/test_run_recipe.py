@@ -94,7 +94,7 @@ def test_every_recipe_takes_a_step(name, models, data, tmp_path, monkeypatch):
         return torch.tensor(steps[-1])
 
     monkeypatch.setattr(runs.RecipeTrainer, "training_step", watched)
-    result = runs.run(recipe, part, 0, setting(models, data, tmp_path, recipe))
+    result = runs.run(recipe, part, 0, setting(models, data, tmp_path, recipe, save_strategy="no"))
     assert len(steps) == 1 and np.isfinite(steps[0])
     assert 0 <= result["epochs"]["test"][recipe.metric][0] <= 1
     summary = summarize(recipe, {0: {part.name: result}})
