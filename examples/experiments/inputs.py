@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from audio_data import MEL_HOP_SECONDS, MEL_WINDOW_SECONDS
 from clip_table import Clip
 from training.augmentation import SpecAugment, fit_length, mix_waveforms, noise_and_roll, soft_target
 
@@ -38,17 +39,24 @@ class Preparation:
     musan: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
 
     @property
+    def makes_spectrograms(self) -> bool:
+        return hasattr(self.feature_extractor, "num_mel_bins")
+
+    @property
     def num_samples(self) -> int | None:
         """Length of the input; None where clips stay as long as they are."""
         if self.recipe.frames is None:
             return None
-        return round(self.recipe.frames * FRAME_SECONDS * self.feature_extractor.sampling_rate)
+        overhang = MEL_WINDOW_SECONDS - MEL_HOP_SECONDS if self.makes_spectrograms else 0  # of the last frame
+        return round((self.recipe.frames * FRAME_SECONDS + overhang) * self.feature_extractor.sampling_rate)
 
     def cut(self, waveform: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Bring a waveform to the length of the input, with `rng` a random part of it."""
         if self.num_samples is None:
             return waveform
-        return fit_length(waveform, self.num_samples, self.recipe.fill, rng if self.recipe.random_crop else None)
+        # Spectrograms are filled up by the feature extractor: zeros there are something else than silence.
+        fill = "cut" if self.makes_spectrograms and self.recipe.fill == "pad" else self.recipe.fill
+        return fit_length(waveform, self.num_samples, fill, rng if self.recipe.random_crop else None)
 
     def segment(self, waveform: np.ndarray, index: int) -> np.ndarray:
         """Cut number `index` of those that are tested, evenly spread from the front to the end."""

@@ -43,7 +43,7 @@ class Recipe:
         data_options: options of the data set's reader.
         few_shot: train on that many clips a class, drawn by the seed.
         frames: length that clips are cut or filled up to; None: as they are.
-        fill: how clips that are too short are filled up: "pad" with silence or "repeat".
+        fill: how clips that are too short are filled up: "pad" (zeros behind the waveform, or spectrogram) or "repeat".
         random_crop: training takes a random cut of clips that are too long, else the front.
         test_segments: cuts of a clip, evenly spread, whose scores (codes, in verification) are averaged in testing.
         stride: from one patch of the spectrogram to the next, in frames and mel bins; None: the model's own.

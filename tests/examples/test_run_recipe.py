@@ -19,6 +19,7 @@ from layouts import LAYOUTS
 from sounds import LABELS, save_model, write_tones
 from ssast import make_ssast
 from tiny import make
+from transformers import ASTFeatureExtractor
 
 from peft_audio import AutoPeftModelForAudioClassification
 
@@ -255,6 +256,18 @@ def test_training_takes_random_cuts_and_testing_cuts_that_are_evenly_spread():
     assert all(len(test[index]["input_values"]) == 50 for index in range(6))
     assert not test[5]["input_values"][30:].any()
     np.testing.assert_allclose(averaged(np.arange(12.0).reshape(6, 2), 3), [[2, 3], [8, 9]])
+
+
+@pytest.mark.parametrize("samples", [16000, 3000])
+def test_spectrograms_are_the_same_from_waveforms_and_from_the_cache(samples):
+    extractor = ASTFeatureExtractor(num_mel_bins=36, max_length=46, do_normalize=False)
+    recipe = dataclasses.replace(load_recipe("ipet/ast-esc50"), frames=46)
+    waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    preparation = Preparation(recipe, extractor, statistics=(0.0, 0.5))
+    expected = extractor(waveform, sampling_rate=16000, return_tensors="np")["input_values"][0]
+    actual = preparation.features(preparation.cut(waveform))["input_values"]
+    np.testing.assert_array_equal(actual, expected)
+    assert samples == 3000 or expected[-1].any()
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
