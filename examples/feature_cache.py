@@ -8,13 +8,14 @@ The folder has a subfolder for each set of settings, named after their SHA-256, 
 are. In it is one safetensors file a clip, in 256 subfolders, named after the SHA-256 of the audio file's bytes and of
 the part of it that the clip is. So a renamed file is found again, and a changed file or setting makes a new entry.
 
-Nothing is ever deleted: which entries other runs are using, no run can know. Subfolders of settings that are no longer
+No entry is ever deleted: which ones other runs are using, no run can know. Subfolders of settings that are no longer
 used can be removed by hand.
 """
 
 import hashlib
 import json
 import time
+import traceback
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,13 +35,8 @@ from tqdm.auto import tqdm
 
 
 FORMAT = 1  # of the entries; a change to how audio_data decodes makes a new one too
-PACKAGES = (
-    "librosa",
-    "soundfile",
-    "soxr",
-    "torchaudio",
-    "transformers",
-)  # the features may change with their versions
+# The features may change with the versions of these.
+PACKAGES = ("librosa", "soundfile", "soxr", "torchaudio", "transformers")
 CLIPS_PER_WORKER = 8  # for fewer, a worker takes longer to start than it saves
 STALE_SECONDS = 3600  # no entry takes that long to write: what is older was left behind by a run that was killed
 
@@ -96,7 +92,8 @@ class FeatureCache:
         sampling_rate: of these waveforms in Hz (16000 by default); the feature extractor's own if there is one.
         max_seconds: longer clips are cut to this length.
         min_seconds: clips below this length are bad.
-        num_workers: processes, as for a DataLoader: 0 computes in this one. None: one a core, for few clips none.
+        num_workers: processes that compute, as for a DataLoader: 0 means this one. None: one a core, for few clips 0.
+            Where Python spawns processes (not on Linux before 3.14), a script then needs `if __name__ == "__main__":`.
 
     Raises:
         ValueError: `sampling_rate` is not the feature extractor's, or `max_seconds` is 0 or below `min_seconds`.
@@ -135,6 +132,7 @@ class FeatureCache:
             BadAudioError: some files cannot be used, and `skip_bad_files` is False. Lists all of them; the features of
                 the others are in the folder.
             OSError: the folder cannot be written to, e.g. because the disk is full. What it has got stays of use.
+            RuntimeError: the feature extractor failed. Names the clip.
         """
         settings = self.settings()
         folder = self.folder / sha256(settings.encode())[:32]
@@ -181,14 +179,14 @@ class FeatureCache:
         reasons, failure = {}, None
         outcomes = iter(loader)  # tqdm would make a second iterator, with as many workers again
         for key, outcome in tqdm(outcomes, "Computing features", len(jobs), unit="clip", leave=False):
-            if isinstance(outcome, OSError):
+            if isinstance(outcome, Exception):
                 failure = outcome
                 break
             if outcome is not None:
                 reasons[key] = outcome
         del outcomes  # which ends the workers
         if failure is not None:
-            raise self.cannot_write(failure)
+            raise self.cannot_write(failure) if isinstance(failure, OSError) else failure
         return reasons
 
     def cannot_write(self, error: OSError) -> OSError:
@@ -230,7 +228,9 @@ class Job:
 class Computation(torch.utils.data.Dataset):
     """Makes the entry of a job when the job is asked for, in whichever process that is.
 
-    An item is the job's key, and None or what went wrong: text if the audio is bad, `OSError` if it is the disk.
+    An item is the job's key, and None or what went wrong: text if the audio is bad, `OSError` if the disk failed,
+    `RuntimeError` if the feature extractor did. Errors are returned, because to raise them would leave the workers
+    waiting for as long as someone keeps the traceback.
     """
 
     cache: FeatureCache
@@ -239,7 +239,7 @@ class Computation(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def __getitem__(self, index: int) -> tuple[str, str | OSError | None]:
+    def __getitem__(self, index: int) -> tuple[str, str | Exception | None]:
         job, cache = self.jobs[index], self.cache
         if is_complete(job.path):  # another run was faster
             return job.key, None
@@ -249,10 +249,13 @@ class Computation(torch.utils.data.Dataset):
                 raise ValueError("changed while it was being read; run this again")
         except (ValueError, OSError) as error:
             return job.key, str(error)
-        extractor = cache.feature_extractor
-        features = {"waveform": waveform} if extractor is None else model_inputs(waveform, extractor)
         try:
-            write_entry(job.path, features, partial_folder(job.folder))
+            content = encode(waveform, cache.feature_extractor)
+        except Exception:  # whatever it is, it is told with the clip's name
+            return job.key, RuntimeError(f"{job.clip.name}: no features could be made.\n{traceback.format_exc()}")
+        try:
+            job.path.parent.mkdir(exist_ok=True)
+            write_atomically(job.path, content, partial_folder(job.folder))
         except OSError as error:
             return job.key, error
         return job.key, None
@@ -315,10 +318,11 @@ def prepare(folder: Path, settings: str) -> None:
             pass
 
 
-def write_entry(path: Path, features: Mapping[str, Any], partial: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
+def encode(waveform: np.ndarray, feature_extractor) -> bytes:
+    """The content of an entry."""
+    features = {"waveform": waveform} if feature_extractor is None else model_inputs(waveform, feature_extractor)
     # Arrays must be contiguous: safetensors writes the memory of others as if they were.
-    write_atomically(path, save({name: np.asarray(value, order="C") for name, value in features.items()}), partial)
+    return save({name: np.asarray(value, order="C") for name, value in features.items()})
 
 
 def write_atomically(path: Path, content: bytes, partial: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -380,10 +381,24 @@ def test_a_damaged_entry_is_noticed_and_computed_again(tmp_path, recorder, damag
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_of_the_feature_extractor_is_no_bad_file(tmp_path, num_workers):
+    class Failing(Recorder):
+        def __call__(self, waveform, sampling_rate, return_tensors):
+            raise ValueError("too few mel bins")
+
+    children = set(psutil.Process().children())
+    cache = FeatureCache(tmp_path / "cache", Failing(), num_workers=num_workers)
+    with pytest.raises(RuntimeError, match=r"^\d\.wav: no features(.|\n)*ValueError: too few mel bins"):
+        cache.compute(write_clips(tmp_path), skip_bad_files=True)
+    assert set(psutil.Process().children()) <= children
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_failing_disk_is_an_error_that_names_the_folder_and_keeps_what_is_complete(tmp_path, num_workers):
     clips = write_clips(tmp_path / "audio", 8, 0.1)
     soundfile.write(clips[7].source, tone("low", 1.0), 16000)
     cache = FeatureCache(tmp_path / "cache", num_workers=num_workers)
+    children = set(psutil.Process().children())
     limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard))  # the long clip needs 64000 bytes
     try:
@@ -392,8 +407,7 @@ def test_a_failing_disk_is_an_error_that_names_the_folder_and_keeps_what_is_comp
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     assert str(tmp_path / "cache") in str(error.value)
-    del error
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= children
     complete = entries(tmp_path)
     assert 3 <= len(complete) <= 7
     assert all(load_file(path)["waveform"].shape == (1600,) for path in complete)
@@ -460,16 +474,28 @@ def test_the_number_of_workers_follows_cores_and_clips(monkeypatch):
     assert [FeatureCache("cache", num_workers=wanted).count_workers(5) for wanted in (0, 1, 3, 9)] == [0, 1, 3, 5]
 
 
-def start(cache, clips):
-    """Another process, with a process group of its own, that computes the features of `clips`."""
+@pytest.fixture
+def start():
+    """Starts another process, with a process group of its own, that computes the features of clips."""
+    if not hasattr(os, "fork"):
+        pytest.skip("the test starts its processes by os.fork")
+    processes = []
 
-    def run():
+    def run(cache, clips):
         os.setsid()
+        # All forks share tqdm's own lock, and who is killed while he holds it would stop the others.
+        feature_cache.tqdm.set_lock(threading.RLock())
         cache.compute(clips)
 
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
+    def start(cache, clips):
+        processes.append(multiprocessing.get_context("fork").Process(target=run, args=(cache, clips)))
+        processes[-1].start()
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(condition, seconds=20):
@@ -489,9 +515,6 @@ def stop(process, number):
     return len(children)
 
 
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="the test starts its processes by os.fork")
-
-
 def write_slowly(path, content):
     with path.open("wb", buffering=0) as file:
         for position in range(0, len(content), 8192):
@@ -499,9 +522,10 @@ def write_slowly(path, content):
             time.sleep(0.002)
 
 
-@forks
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_after_a_kill_in_mid_write_only_what_is_missing_is_computed(tmp_path, recorder, monkeypatch, num_workers):
+def test_after_a_kill_in_mid_write_only_what_is_missing_is_computed(
+    tmp_path, recorder, start, monkeypatch, num_workers
+):
     monkeypatch.setattr(Recorder, "copies", 40)  # 256 kB a clip
     clips = write_clips(tmp_path / "audio", 12)
     folder = tmp_path / "cache"
@@ -526,8 +550,7 @@ def test_after_a_kill_in_mid_write_only_what_is_missing_is_computed(tmp_path, re
     assert_same(features, extract_features(clips, recorder)[0])
 
 
-@forks
-def test_two_processes_may_fill_a_folder_at_once(tmp_path, recorder, monkeypatch):
+def test_two_processes_may_fill_a_folder_at_once(tmp_path, recorder, start, monkeypatch):
     clips = write_clips(tmp_path / "audio", 16)
     monkeypatch.setattr(Recorder, "seconds", 0.01)
     processes = [start(FeatureCache(tmp_path / "cache", recorder, num_workers=2), clips) for _ in range(2)]
@@ -542,9 +565,8 @@ def test_two_processes_may_fill_a_folder_at_once(tmp_path, recorder, monkeypatch
     assert_same(features, extract_features(clips, recorder)[0])
 
 
-@forks
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_ctrl_c_ends_it_and_its_workers(tmp_path, recorder, monkeypatch, num_workers):
+def test_ctrl_c_ends_it_and_its_workers(tmp_path, recorder, start, monkeypatch, num_workers):
     clips = write_clips(tmp_path / "audio", 100)
     monkeypatch.setattr(Recorder, "seconds", 0.1)
     process = start(FeatureCache(tmp_path / "cache", recorder, num_workers=num_workers), clips)
