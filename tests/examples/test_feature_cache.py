@@ -636,7 +636,7 @@ def script(tmp_path_factory):
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     shutil.rmtree(folder / "waveforms")
