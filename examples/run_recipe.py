@@ -23,7 +23,7 @@ from data_sets import DATA_SETS
 from experiments.backbones import BACKBONES, BackboneError, published_size
 from experiments.parts import parts_of
 from experiments.recipe import Recipe, RecipeError, load_recipe, matching, recipe_names
-from experiments.report import summarize
+from experiments.report import RULES, summarize
 from experiments.runs import Setting, run
 from reporting import write_json
 from rich.console import Console
@@ -161,7 +161,7 @@ def table_of(recipe: Recipe, summary: dict) -> Table:
     for metric, rules in summary["measured"].items():
         reported = recipe.reported.get(metric)
         for rule, values in rules.items():
-            is_the_papers = rule == ("best epoch on the test clips" if recipe.best_epoch else "last epoch")
+            is_the_papers = rule == RULES[recipe.rule]
             table.add_row(
                 TITLES[metric],
                 rule,

@@ -58,7 +58,7 @@ class Recipe:
         noise: noise and shifts on training spectrograms.
         musan: training waveforms with noise, music and babble of the MUSAN corpus.
         weight_average: first and last epoch whose weights are averaged at the end.
-        best_epoch: whether the paper reports the best epoch on the test clips, rather than the last one.
+        rule: which epoch the paper reports: the best on the "test" clips, the best in "validation", or the "last".
     """
 
     name: str
@@ -91,13 +91,14 @@ class Recipe:
     noise: bool = False
     musan: bool = False
     weight_average: tuple[int, ...] | None = None
-    best_epoch: bool = True
+    rule: str = "test"
 
 
 CHOICES = {
     "metric": ("accuracy", "map", "equal_error_rate"),
     "loss": ("cross_entropy", "binary_cross_entropy"),
     "fill": ("pad", "repeat"),
+    "rule": ("test", "validation", "last"),
 }
 POSITIVE = ("epochs", "batch_size", "learning_rate", "few_shot", "frames", "stride", "code_size", "test_segments")
 PAIRS = ("spec_augment", "weight_average")

@@ -9,18 +9,15 @@ from .recipe import Recipe
 
 
 LOWER_IS_BETTER = ("equal_error_rate", "min_dcf")
-RULES = {
-    "best epoch on the test clips": "the papers' rule, which looks at the test clips",
-    "best epoch in validation": "chosen without the test clips",
-    "last epoch": "nothing is chosen",
-    "averaged weights": "of the epochs that the recipe names",
-}
+# Of a recipe's `rule` the title. The first looks at the test clips, the others do not.
+RULES = {"test": "best epoch on the test clips", "validation": "best epoch in validation", "last": "last epoch"}
+AVERAGED = "averaged weights"
 
 Results = Mapping[int, Mapping[str, dict]]  # by seed and part, what `runs.run` returns
 
 
 def summarize(recipe: Recipe, results: Results) -> dict[str, dict[str, dict[str, float | None]]]:
-    """By metric and rule (see `RULES`), the mean over seeds of the mean over folds, and how both vary.
+    """By metric and rule (`RULES`, and `AVERAGED` weights), the mean over seeds of the mean over folds, and how both vary.
 
     Returns:
         `{metric: {rule: {"mean": ..., "std_over_folds": ..., "std_over_seeds": ...}}}`; of one value, the deviation is
@@ -43,13 +40,13 @@ def scores_of(metric: str, results: Results) -> dict[str, dict[str, Score]]:
             {part: result["epochs"].get(kind, {}).get(metric) for part, result in parts.items()}
             for kind in ("test", "validation")
         )
-        scores = {"best epoch on the test clips": best_epoch_by_test(test, higher)}
+        scores = {RULES["test"]: best_epoch_by_test(test, higher)}
         if all(validation.values()):
-            scores["best epoch in validation"] = best_epoch_by_validation(validation, test, higher)
-        scores["last epoch"] = last_epoch(test)
+            scores[RULES["validation"]] = best_epoch_by_validation(validation, test, higher)
+        scores[RULES["last"]] = last_epoch(test)
         if all("average" in result for result in parts.values()):
             averages = {part: result["average"][metric] for part, result in parts.items()}
-            scores["averaged weights"] = Score(averages, {part: len(test[part]) for part in parts})
+            scores[AVERAGED] = Score(averages, {part: len(test[part]) for part in parts})
         for rule, score in scores.items():
             by_rule.setdefault(rule, {})[str(seed)] = score
     return by_rule
