@@ -168,6 +168,7 @@ class FeatureCache:
             raise self.cannot_write(error) from error
         # librosa imports and compiles at its first use: once here, or in every worker.
         librosa.resample(np.zeros(2, np.float32), orig_sr=1, target_sr=1)
+        # Processes and not threads: extractors of spectrograms hold the interpreter's lock nearly all the time.
         loader = torch.utils.data.DataLoader(
             Computation(self, jobs),
             batch_size=None,

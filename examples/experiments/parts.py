@@ -12,6 +12,9 @@ from .recipe import Recipe
 from .verification import recordings_of
 
 
+TRIALS = "veri_test.txt"
+
+
 @dataclass(frozen=True)
 class Part:
     """One training: the name of its fold or split, its clips, and in verification the trials that test it."""
@@ -35,7 +38,7 @@ def parts_of(recipe: Recipe, data_dir: Path, seed: int = 0, folds: list[str] | N
     """
     table = DATA_SETS[recipe.data_set].read(data_dir, **recipe.data_options)
     if recipe.code_size is not None:
-        trials = tuple(read_trials(data_dir))
+        trials = tuple(read_trials(data_dir, recipe.data_options.get("trials", TRIALS)))
         train = [clip for clip in table.clips if clip.split == "train"]
         return [Part("trials", Splits(few(recipe, train, seed), recordings_of(trials)), trials)]
     parts = [

@@ -8,6 +8,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _converted(path: Path, name: str, value: Any, hint: Any) -> Any:
     """The value as the field wants it: whole numbers may stand for fractions, lists for tuples."""
     accepted = list(_plain_types(hint))
+    if isinstance(value, str) and float in accepted:
+        with suppress(ValueError):
+            return float(value)  # 1e-3: YAML wants 1.0e-3
     if isinstance(value, list) and tuple in accepted:
         return tuple(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in accepted and int not in accepted:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from clip_table import Splits
 from data_sets import DATA_SETS
 from feature_cache import FeatureCache
 from methods import apply_method
@@ -25,7 +26,7 @@ from .inputs import Preparation, TestSet, TrainingSet, needs_waveforms, targets_
 from .parts import Part
 from .recipe import Recipe, RecipeError
 from .trainer import RecipeTrainer, averaged, metrics_of
-from .verification import metrics_of_trials
+from .verification import metrics_of_trials, recordings_of
 
 
 RESULT = "result.json"
@@ -170,10 +171,19 @@ def prepare(recipe: Recipe, part: Part, setting: Setting) -> tuple[Preparation, 
     cache = FeatureCache(setting.cache_dir, stored, sampling_rate=extractor.sampling_rate)
     store = cache.compute(part.splits.clips, skip_bad_files=setting.skip_bad_files)
     if store.skipped:
-        part = dataclasses.replace(part, splits=part.splits.without(store.skipped))
+        part = without(part, store.skipped)
     if not reads_waveforms:
         preparation.statistics = statistics_of(recipe, part, store, preparation)
     return preparation, store, part
+
+
+def without(part: Part, skipped: Collection[str]) -> Part:
+    """The part less the clips of these names, and the trials with them."""
+    trials = tuple(trial for trial in part.trials if not {str(trial.first), str(trial.second)} & set(skipped))
+    if not part.trials:
+        return Part(part.name, part.splits.without(skipped))
+    train = [clip for clip in part.splits.train if clip.name not in skipped]
+    return Part(part.name, Splits(train, recordings_of(trials)), trials)
 
 
 def musan_noise(recipe: Recipe, setting: Setting) -> MusanNoise | None:

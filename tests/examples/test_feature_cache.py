@@ -381,16 +381,18 @@ def test_a_damaged_entry_is_noticed_and_computed_again(tmp_path, recorder, damag
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_error_of_the_feature_extractor_is_no_bad_file(tmp_path, num_workers):
+def test_an_error_of_the_feature_extractor_is_no_bad_file_and_stops(tmp_path, recorder, num_workers):
     class Failing(Recorder):
-        def __call__(self, waveform, sampling_rate, return_tensors):
+        def __call__(self, *arguments, **options):
+            super().__call__(*arguments, **options)
             raise ValueError("too few mel bins")
 
     children = set(psutil.Process().children())
     cache = FeatureCache(tmp_path / "cache", Failing(), num_workers=num_workers)
     with pytest.raises(RuntimeError, match=r"^\d\.wav: no features(.|\n)*ValueError: too few mel bins"):
-        cache.compute(write_clips(tmp_path), skip_bad_files=True)
+        cache.compute(write_clips(tmp_path, 100), skip_bad_files=True)
     assert set(psutil.Process().children()) <= children
+    assert recorder.calls() == 1 if num_workers == 0 else recorder.calls() < 100
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

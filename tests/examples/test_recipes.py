@@ -75,7 +75,7 @@ WRONG = {
     "an unknown field": (f"{ROW}epoch: 3\n", "'epoch' is no field of a recipe. Did you mean 'epochs'"),
     "a missing field": (ROW.replace("epochs: 1\n", ""), "epochs"),
     "a text for a number": (f"{ROW}frames: long\n", "'frames' must be int or null, got 'long'"),
-    "a number that YAML takes for text": (ROW.replace("0.1", "1e-3"), "'learning_rate' must be float, got '1e-3'"),
+    "a word for a fraction": (ROW.replace("0.1", "slow"), "'learning_rate' must be float, got 'slow'"),
     "a truth value for a number": (ROW.replace("epochs: 1", "epochs: yes"), "'epochs' must be int, got True"),
     "nothing for epochs": (ROW.replace("epochs: 1", "epochs: 0"), "'epochs' must be above 0, got 0"),
     "one mask": (f"{ROW}spec_augment: [4]\n", r"'spec_augment' must be two numbers from 0 up, got \[4\]"),
@@ -94,6 +94,11 @@ def test_wrong_recipes_are_refused(case, tmp_path):
     (tmp_path / "row.yaml").write_text(text)
     with pytest.raises(RecipeError, match=rf"\.yaml: .*{message}"):
         load_recipe("row", folder=tmp_path)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    (tmp_path / "row.yaml").write_text(ROW.replace("0.1", "1e-3"))
+    assert load_recipe("row", folder=tmp_path).learning_rate == 1e-3
 
 
 def test_names_may_have_stars():

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -168,6 +169,24 @@ def test_finished_runs_are_not_trained_again_and_interrupted_ones_go_on(models, 
     assert not steps
     with pytest.raises(RecipeError, match="result of other settings"):
         run_recipe.main(arguments(models, tones, tmp_path / "parts", *changes, "mixup=0.5"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trials_with_files_that_are_left_out_are_left_out(models, data, tmp_path):
+    recipe = dataclasses.replace(small(load_recipe("ipet/ast-voxceleb1")), noise=False)
+    (tmp_path / "voxceleb1").mkdir()
+    LAYOUTS["voxceleb1"](tmp_path / "voxceleb1")
+    part, *_ = parts.parts_of(recipe, tmp_path / "voxceleb1")
+    times = Counter(path for trial in part.trials for path in (trial.first, trial.second))
+    bad = min(times, key=times.get)
+    bad.write_bytes(b"")
+    skipping = dataclasses.replace(setting(models, tmp_path, tmp_path / "out", recipe), skip_bad_files=True)
+    _, _, left = runs.prepare(recipe, part, skipping)
+    assert 0 < len(left.trials) < len(part.trials)
+    assert all(bad not in (trial.first, trial.second) for trial in left.trials)
+    used = {path for trial in left.trials for path in (trial.first, trial.second)}
+    assert {clip.source for clip in left.splits.test} == used
+    assert left.splits.train == part.splits.train
 
 
 @pytest.mark.filterwarnings("ignore")
