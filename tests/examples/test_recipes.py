@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import run_recipe
 from data_sets import DATA_SETS
 from experiments.backbones import published_size
 from experiments.recipe import RecipeError, load_recipe, matching, recipe_names
@@ -23,6 +24,15 @@ def test_every_recipe_names_things_that_exist(name):
     assert recipe.metric in recipe.reported or recipe.source.startswith("Parameter-Efficient")
     is_vector = DATA_SETS[recipe.data_set].multi_label
     assert not is_vector or (recipe.loss, recipe.metric) == ("binary_cross_entropy", "map")
+
+
+@each_recipe
+def test_every_recipe_passes_a_dry_run(name, capsys):
+    counts = run_recipe.main([name, "--dry_run"])[name]
+    shown = capsys.readouterr().out
+    assert f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,}" in shown
+    trains_everything = load_recipe(name).method == "full"
+    assert (counts["trainable_parameters"] == counts["total_parameters"]) == trains_everything
 
 
 def test_the_tables_are_complete():
