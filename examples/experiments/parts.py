@@ -41,11 +41,10 @@ def parts_of(recipe: Recipe, data_dir: Path, seed: int = 0, folds: list[str] | N
         trials = tuple(read_trials(data_dir, recipe.data_options.get("trials", TRIALS)))
         train = [clip for clip in table.clips if clip.split == "train"]
         return [Part("trials", Splits(few(recipe, train, seed), recordings_of(trials)), trials)]
-    parts = [
+    return [
         Part(part.name, dataclasses.replace(part.splits, train=few(recipe, part.splits.train, seed)))
         for part in by_fold_or_split(table, folds)
     ]
-    return parts
 
 
 def by_fold_or_split(table: ClipTable, folds: list[str] | None) -> list[Part]:
