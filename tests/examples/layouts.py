@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pytest
 import soundfile
+from clip_table import DataError
 
 
 RATE = 8000
@@ -163,3 +165,9 @@ LAYOUTS = {
     "openmic2018": openmic2018,
     "epic_sounds": epic_sounds,
 }
+
+
+def refused(call, *expected):
+    with pytest.raises(DataError) as error:
+        call()
+    assert [part for part in expected if part not in str(error.value)] == [], str(error.value)
