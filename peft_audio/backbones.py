@@ -29,6 +29,7 @@ _PATCHES = EncoderSpec(
     feed_forward=("mlp", "output.dense"),
     patch_projection="embeddings.patch_embeddings.projection",
     input="embeddings",
+    read_tokens=2,
 )
 
 _AST = replace(

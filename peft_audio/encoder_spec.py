@@ -34,6 +34,7 @@ class EncoderSpec:
             that can be frozen with `_freeze_parameters()`.
         patch_projection: the convolution that cuts the input into patches, from the model without its head: its output
             `(batch, d, rows, columns)` is the grid of the last tokens. None: the tokens are one row of time.
+        read_tokens: number of tokens, the first ones, that the head reads; None for all.
         positions: how positions that attention is told grow with prompts, where it is told any.
         input: the module that the model's input enters, from the model without its head; None: no input prompts.
         input_shape: from the model's configuration, the shape of one input without the batch, None for a length that
@@ -52,6 +53,7 @@ class EncoderSpec:
     frame_projection: Optional[str] = None
     front_end: Optional[Paths] = None
     patch_projection: Optional[Paths] = None
+    read_tokens: Optional[int] = None
     positions: Optional[PositionRule] = None
     input: Optional[Paths] = None
     input_shape: Callable[[Any], tuple[Optional[int], ...]] = lambda config: (None,)

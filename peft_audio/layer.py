@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import nn
 
+from .attention import ExtraTokens, keep_out, let_in, takes_extra_keys
 from .encoder_spec import Backbone, LayerModules
 from .masks import grow_mask, real_tokens
 from .modules import EmbeddingPrompt, TokenLayout
@@ -68,9 +69,13 @@ class LayerPass(PerThread):
         attention_residual: what the norm before attention reads.
         attention_input: what attention reads.
         mlp_input: what the feed-forward block reads.
+        num_read: number of tokens, the first ones, whose output is read later on; None for all.
+        unread: the input of the other tokens, while their output is left out.
     """
 
     def __init__(self) -> None:
+        self.num_read: Optional[int] = None
+        self.unread: Optional[torch.Tensor] = None
         self.grid: Optional[tuple[int, int]] = None
         self.mask: Optional[torch.Tensor] = None
         self.attention_residual: Optional[torch.Tensor] = None
@@ -100,7 +105,8 @@ class EncoderTunerLayer(HookedTunerLayer):
         self._positions = backbone.spec.positions
         self._attention_parameters = tuple(inspect.signature(modules.attention.forward).parameters)
         # Kept in a tuple so that they are not registered a second time, as children of this layer.
-        self._foreign_modules = (modules.attention_norm, backbone.position_source)
+        self._foreign_modules = (modules.attention, modules.attention_norm, backbone.position_source)
+        self._extra_keys = let_in(modules.attention) if takes_extra_keys(modules.attention) else None
         self._pass = LayerPass()
         self._last_grid: Optional[tuple[int, int]] = None
         self._hooks = tuple(self._attach(modules, backbone.patch_projection))
@@ -111,20 +117,40 @@ class EncoderTunerLayer(HookedTunerLayer):
         super().update_layer(adapter_name, modules, inference_mode)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the base layer, `(batch, tokens, hidden_size)` to the same shape, with what the hooks add to it."""
-        if self._checkpointing_needs_input_grad(hidden_states):
-            hidden_states = hidden_states.detach().requires_grad_()
-        return self.base_layer(hidden_states, *args, **kwargs)
+        """Run the base layer, `(batch, tokens, hidden_size)` to the same shape, with what the hooks add to it.
 
-    def _checkpointing_needs_input_grad(self, hidden_states: torch.Tensor) -> bool:
-        # Reentrant checkpointing gives no gradient at all, silently, where no input of the checkpointed layer asks
-        # for one; the input of the first adapted layer of a frozen model does not.
-        return (
-            torch.is_grad_enabled()
-            and self.training
-            and getattr(self.base_layer, "gradient_checkpointing", False)
-            and not hidden_states.requires_grad
-        )
+        Where it is known that only the first tokens' output is read (`read_only`), that is all there is.
+        """
+        num_read, self._pass.num_read = self._pass.num_read, None
+        if num_read is not None and self._can_leave_out(args, kwargs):
+            hidden_states, self._pass.unread = hidden_states[:, :num_read], hidden_states[:, num_read:]
+        elif self._is_checkpointed and torch.is_grad_enabled() and not hidden_states.requires_grad:
+            # Reentrant checkpointing gives no gradient at all, silently, where no input of the checkpointed layer asks
+            # for one; the input of the first adapted layer of a frozen model does not.
+            hidden_states = hidden_states.detach().requires_grad_()
+        try:
+            return self.base_layer(hidden_states, *args, **kwargs)
+        finally:
+            self._pass.unread = None
+
+    def read_only(self, num_tokens: Optional[int]) -> None:
+        """Say that after this thread's next forward pass only the first tokens' output is read; None for all."""
+        self._pass.num_read = num_tokens
+
+    @property
+    def _is_checkpointed(self) -> bool:
+        return self.training and getattr(self.base_layer, "gradient_checkpointing", False)
+
+    def _can_leave_out(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether the layer gives the first tokens the same output where the others are keys and values alone."""
+        active = [module for part in self.parts for _, module in self.active(part)]
+        has_mask = any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))
+        alone = all(getattr(module, "special_tokens_stand_alone", True) for module in active)
+        return bool(active) and alone and not has_mask and self._extra_keys is not None and not self._is_checkpointed
+
+    def remove_hooks(self) -> None:
+        super().remove_hooks()
+        keep_out(self._foreign_modules[0])
 
     # ---- hooks, in the order in which they run -------------------------------------------------------------------
 
@@ -158,18 +184,19 @@ class EncoderTunerLayer(HookedTunerLayer):
         if self.active("attention_adapter"):
             residual = tokens if self._pass.attention_residual is None else self._pass.attention_residual
             self._pass.attention_input, self._pass.attention_residual = BlockInput(residual, tokens), None
-        prompts = self.active("prompt")
-        if not prompts:
+        extra = self._extra_tokens(tokens)
+        if self._extra_keys is not None:
+            self._extra_keys.tokens = extra
+        if extra is None:
             return None
-        rows = torch.cat([self._prompt_rows(prompt, tokens) for _, prompt in prompts], dim=1)
-        changed = self._with_prompts(tokens, rows, mask, dict(zip(self._attention_parameters, args)) | kwargs)
-        for name, value in changed.items():
+        arguments = dict(zip(self._attention_parameters, args)) | kwargs
+        for name, value in self._with_prompts(tokens, extra.front, mask, arguments).items():
             args, kwargs = self._with_argument(name, value, args, kwargs)
         return args, kwargs
 
     def _leave_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
         num_prompts = sum(prompt.num_tokens for _, prompt in self.active("prompt"))
-        if num_prompts == 0 or self._takes_key_value_states:
+        if num_prompts == 0 or self._extra_keys is not None:
             return None
         output = with_first(output, first_tensor(output)[:, num_prompts:])
         has_more = self._positions is not None and self._positions.crop is not None
@@ -217,6 +244,8 @@ class EncoderTunerLayer(HookedTunerLayer):
     def _layout(self, num_tokens: int) -> TokenLayout:
         # Autograd runs a checkpointed layer again in a thread of its own, which no patch has passed through.
         grid = self._pass.grid or self._last_grid or (1, num_tokens)
+        if self._pass.unread is not None:
+            grid = (1, 0)  # only special tokens are left
         return TokenLayout(grid, real_tokens(self._pass.mask))
 
     def _own_norm(self, part: str, hidden_states: torch.Tensor) -> Optional[torch.Tensor]:
@@ -231,32 +260,44 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     # ---- prompts -------------------------------------------------------------------------------------------------
 
-    def _prompt_rows(self, prompt: EmbeddingPrompt, tokens: torch.Tensor) -> torch.Tensor:
-        rows = prompt(tokens.shape[0]).to(tokens.dtype)
-        norm, _ = self._foreign_modules
+    def _extra_tokens(self, tokens: torch.Tensor) -> Optional[ExtraTokens]:
+        """Return what attention takes keys and values from beside the tokens that it is given, as it reads them."""
+        prompts, unread = self.active("prompt"), self._pass.unread
+        if not prompts and unread is None:
+            return None
+        rows = [self._as_attention_reads(prompt(tokens.shape[0]), tokens.dtype) for _, prompt in prompts]
+        return ExtraTokens(
+            front=_joined(rows) if rows else None,
+            behind=None if unread is None else self._as_attention_reads(unread, tokens.dtype),
+        )
+
+    def _as_attention_reads(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        _, norm, _ = self._foreign_modules
+        rows = rows.to(dtype)
         if norm is not None:
             # Attention's input arrives normalised in pre-norm layers, the prompt does not. Not by a call, which would
             # run the hooks that take the norm's input for the layer's.
             own = self._own_norm("attention_norm", rows)
-            rows = (norm.forward(rows) if own is None else own).to(tokens.dtype)
-        return rows.expand(tokens.shape[0], -1, -1)
+            rows = (norm.forward(rows) if own is None else own).to(dtype)
+        return rows
 
-    def _with_prompts(self, tokens: torch.Tensor, rows: torch.Tensor, mask: Any, arguments: dict) -> dict[str, Any]:
+    def _with_prompts(
+        self, tokens: torch.Tensor, rows: Optional[torch.Tensor], mask: Any, arguments: dict
+    ) -> dict[str, Any]:
         """Return the arguments of attention that prompts change."""
-        num_prompts = rows.shape[1]
-        attended = torch.cat([rows, tokens], dim=1)
-        only_keys = self._takes_key_value_states
-        changed = {"key_value_states" if only_keys else self._attention_parameters[0]: attended}
+        only_keys = self._extra_keys is not None
+        num_prompts = 0 if rows is None else rows.shape[1]
+        changed = {}
         if mask is not None:
             changed["attention_mask"] = grow_mask(mask, num_prompts, grow_queries=not only_keys)
+        if only_keys:
+            return changed
+        attended = torch.cat([rows.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        changed[self._attention_parameters[0]] = attended
         if self._positions is not None:
-            _, source = self._foreign_modules
+            *_, source = self._foreign_modules
             changed |= self._positions.grow(source, attended, num_prompts, arguments)
         return changed
-
-    @property
-    def _takes_key_value_states(self) -> bool:
-        return "key_value_states" in self._attention_parameters
 
     def _argument(self, name: str, args: tuple, kwargs: dict) -> Any:
         positional = dict(zip(self._attention_parameters, args))
@@ -267,3 +308,9 @@ class EncoderTunerLayer(HookedTunerLayer):
         if name in positional:
             return tuple({**positional, name: value}.values()), kwargs
         return args, {**kwargs, name: value}
+
+
+def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Put the prompts of several adapters side by side: `(batch, ...)` if one of them differs between the samples."""
+    batch_size = max(len(row) for row in rows)
+    return torch.cat([row.expand(batch_size, -1, -1) for row in rows], dim=1)

@@ -22,6 +22,7 @@ from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, rem
 from .mixed_batch import mixed_batch
 from .positions import attach_positions, detach_positions
 from .quantised import check_not_quantised
+from .read_tokens import ignore_read_tokens, tell_read_tokens
 from .settings import check_settings, has_generic_labels, remember_settings, set_labels
 from .training import set_up_training, undo_set_up
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
@@ -98,6 +99,7 @@ class EncoderTuner(BaseTuner):
         keep_frozen_statistics(model)
         attentions = (locate(model.get_submodule(name), backbone.spec).attention for name in backbone.layer_names)
         detach_positions(attentions, backbone.spec.positions, backbone.position_source)
+        tell_read_tokens(model, backbone)
         del self._backbone, self._targets
 
     def _couple_heads(self, model: nn.Module, adapter_name: str) -> None:
@@ -137,6 +139,7 @@ class EncoderTuner(BaseTuner):
         """Return the base model without adapters and without their hooks; a trained head stays in it."""
         model = super().unload()
         attach_positions(model)
+        ignore_read_tokens(model)
         undo_set_up(model)
         return model
 

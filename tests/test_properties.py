@@ -270,7 +270,8 @@ def test_any_configuration_on_a_model(method, backbone, data):
     start = logits(model, inputs)
     assert start.shape == expected.shape and start.isfinite().all()
     if starts_as_the_base(config):
-        assert torch.equal(start, expected)
+        # Not to the last bit: the last layer of an AST leaves out what its head does not read.
+        torch.testing.assert_close(start, expected, atol=2e-6, rtol=0)
     trained = logits(randomize(model), inputs)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

@@ -30,6 +30,7 @@ class ConformerBlock(nn.Module):
     """
 
     reads_neighbours = True
+    special_tokens_stand_alone = False
 
     def __init__(
         self,
