@@ -10,6 +10,8 @@ from .auto import AutoPeftModelForAudioClassification
 from .backbones import register_backbone, supported_backbones
 from .card import write_card
 from .encoder_spec import EncoderSpec
+from .frozen import cache_frozen
+from .half_precision import save_activations_in_half
 from .loading import wrap_loading
 from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
 from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
@@ -48,9 +50,11 @@ __all__ = [
     "TimeFreqConvAdapterModel",
     "ast_from_ssast",
     "ast_from_vit",
+    "cache_frozen",
     "last_complete_checkpoint",
     "register_backbone",
     "resize_ast",
+    "save_activations_in_half",
     "supported_backbones",
     "use_mean_token_pooling",
     "use_statistics_pooling",

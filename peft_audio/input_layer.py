@@ -50,9 +50,12 @@ class InputTunerLayer(HookedTunerLayer):
     def forward(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the base layer on the input with the prompts added."""
         lengths, self._pass.lengths = self._pass.lengths, None
+        return self.base_layer(self.by_adapter(self._with_prompts, inputs, lengths), *args, **kwargs)
+
+    def _with_prompts(self, inputs: torch.Tensor, lengths: Optional[torch.Tensor]) -> torch.Tensor:
         for _, prompt in self.active("prompt"):
             inputs = prompt(inputs, lengths)
-        return self.base_layer(inputs, *args, **kwargs)
+        return inputs
 
     def _remember_lengths(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         arguments = dict(zip(self._model_parameters, args)) | kwargs

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -69,11 +72,13 @@ class LayerPass(PerThread):
         attention_residual: what the norm before attention reads.
         attention_input: what attention reads.
         mlp_input: what the feed-forward block reads.
+        num_prompts: number of prompts that attention is given.
         num_read: number of tokens, the first ones, whose output is read later on; None for all.
         unread: the input of the other tokens, while their output is left out.
     """
 
     def __init__(self) -> None:
+        self.num_prompts = 0
         self.num_read: Optional[int] = None
         self.unread: Optional[torch.Tensor] = None
         self.grid: Optional[tuple[int, int]] = None
@@ -107,6 +112,8 @@ class EncoderTunerLayer(HookedTunerLayer):
         # Kept in a tuple so that they are not registered a second time, as children of this layer.
         self._foreign_modules = (modules.attention, modules.attention_norm, backbone.position_source)
         self._extra_keys = let_in(modules.attention) if takes_extra_keys(modules.attention) else None
+        # How activations are saved for the backward pass: a context, from the layer's input.
+        self.saving: Optional[Callable[[torch.Tensor], AbstractContextManager]] = None
         self._pass = LayerPass()
         self._last_grid: Optional[tuple[int, int]] = None
         self._hooks = tuple(self._attach(modules, backbone.patch_projection))
@@ -128,10 +135,16 @@ class EncoderTunerLayer(HookedTunerLayer):
             # Reentrant checkpointing gives no gradient at all, silently, where no input of the checkpointed layer asks
             # for one; the input of the first adapted layer of a frozen model does not.
             hidden_states = hidden_states.detach().requires_grad_()
+        is_plain = self.saving is None or self._is_checkpointed or torch.compiler.is_compiling()
         try:
-            return self.base_layer(hidden_states, *args, **kwargs)
+            with nullcontext() if is_plain else self.saving(hidden_states):
+                return self.base_layer(hidden_states, *args, **kwargs)
         finally:
             self._pass.unread = None
+
+    def can_mix(self, adapter_names: list[str]) -> bool:
+        prompts = self.part("prompt")
+        return len({prompts[name].num_tokens if name in prompts else 0 for name in adapter_names}) == 1
 
     def read_only(self, num_tokens: Optional[int]) -> None:
         """Say that after this thread's next forward pass only the first tokens' output is read; None for all."""
@@ -168,12 +181,10 @@ class EncoderTunerLayer(HookedTunerLayer):
     def _remember_grid(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         self._pass.grid = self._last_grid = (output.shape[-2], output.shape[-1])
 
-    def _normalize_attention_input(
-        self, module: nn.Module, args: tuple, output: torch.Tensor
-    ) -> Optional[torch.Tensor]:
+    def _normalize_attention_input(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         if self.active("attention_adapter"):
             self._pass.attention_residual = args[0]
-        return self._own_norm("attention_norm", args[0])
+        return self.by_adapter(self._own_norm("attention_norm"), args[0], output)
 
     def _enter_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple[tuple, dict]]:
         # The tokens come first in every attention module, whatever it calls them.
@@ -185,6 +196,7 @@ class EncoderTunerLayer(HookedTunerLayer):
             residual = tokens if self._pass.attention_residual is None else self._pass.attention_residual
             self._pass.attention_input, self._pass.attention_residual = BlockInput(residual, tokens), None
         extra = self._extra_tokens(tokens)
+        self._pass.num_prompts = 0 if extra is None or extra.front is None else extra.front.shape[1]
         if self._extra_keys is not None:
             self._extra_keys.tokens = extra
         if extra is None:
@@ -195,7 +207,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         return args, kwargs
 
     def _leave_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        num_prompts = sum(prompt.num_tokens for _, prompt in self.active("prompt"))
+        num_prompts = self._pass.num_prompts
         if num_prompts == 0 or self._extra_keys is not None:
             return None
         output = with_first(output, first_tensor(output)[:, num_prompts:])
@@ -206,21 +218,33 @@ class EncoderTunerLayer(HookedTunerLayer):
         block_input, self._pass.attention_input = self._pass.attention_input, None
         if block_input is None:
             return None
-        return with_first(output, self._adapt("attention", block_input, first_tensor(output)))
+        return with_first(output, self._adapt_samples("attention", first_tensor(output), block_input))
 
-    def _normalize_mlp_input(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
-        own = self._own_norm("mlp_norm", args[0])
+    def _normalize_mlp_input(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        output = self.by_adapter(self._own_norm("mlp_norm"), args[0], output)
         if self.active("mlp_adapter"):
-            self._pass.mlp_input = BlockInput(args[0], output if own is None else own)
-        return own
+            self._pass.mlp_input = BlockInput(args[0], output)
+        return output
 
     def _adapt_mlp(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
         block_input, self._pass.mlp_input = self._pass.mlp_input, None
-        return None if block_input is None else self._adapt("mlp", block_input, output)
+        return None if block_input is None else self._adapt_samples("mlp", output, block_input)
 
     # ---- adapters and norms --------------------------------------------------------------------------------------
 
-    def _adapt(self, block: str, block_input: BlockInput, output: torch.Tensor) -> torch.Tensor:
+    def _adapt_samples(self, block: str, output: torch.Tensor, block_input: BlockInput) -> torch.Tensor:
+        neighbours_matter = any(adapter.reads_neighbours for _, adapter in self.active(f"{block}_adapter"))
+        mask = real_tokens(self._pass.mask) if neighbours_matter else None
+        return self.by_adapter(partial(self._adapt, block), output, *block_input, mask)
+
+    def _adapt(
+        self,
+        block: str,
+        output: torch.Tensor,
+        residual: torch.Tensor,
+        normalized: torch.Tensor,
+        mask: Optional[torch.Tensor],
+    ) -> torch.Tensor:
         adapters, wirings = self.active(f"{block}_adapter"), getattr(self, f"{block}_wiring")
         replacing = [name for name, _ in adapters if wirings[name].replace]
         if replacing and len(adapters) > 1:
@@ -229,9 +253,8 @@ class EncoderTunerLayer(HookedTunerLayer):
                 f"without residual), so no other can be active with it, got {[name for name, _ in adapters]}. Activate "
                 "one at a time."
             )
-        neighbours_matter = any(adapter.reads_neighbours for _, adapter in adapters)
-        layout = self._layout(output.shape[1]) if neighbours_matter else None
-        sources = {"output": output, **block_input._asdict()}
+        layout = TokenLayout(self._grid(output.shape[1]), mask)
+        sources = {"output": output, "residual": residual, "normalized": normalized}
         adapted = None if replacing else output
         for name, adapter in adapters:
             wiring = wirings[name]
@@ -241,35 +264,43 @@ class EncoderTunerLayer(HookedTunerLayer):
                 adapted = adapted + sources[wiring.input]
         return adapted
 
-    def _layout(self, num_tokens: int) -> TokenLayout:
-        # Autograd runs a checkpointed layer again in a thread of its own, which no patch has passed through.
-        grid = self._pass.grid or self._last_grid or (1, num_tokens)
+    def _grid(self, num_tokens: int) -> tuple[int, int]:
         if self._pass.unread is not None:
-            grid = (1, 0)  # only special tokens are left
-        return TokenLayout(grid, real_tokens(self._pass.mask))
+            return (1, 0)  # only special tokens are left
+        # Autograd runs a checkpointed layer again in a thread of its own, which no patch has passed through.
+        return self._pass.grid or self._last_grid or (1, num_tokens)
 
-    def _own_norm(self, part: str, hidden_states: torch.Tensor) -> Optional[torch.Tensor]:
-        norms = self.active(part)
-        if not norms:
-            return None
-        if len(norms) > 1:
-            names = [name for name, _ in norms]
-            raise ValueError(f"Only one active adapter can bring layer norms of its own, got {names}. Activate one.")
-        ((_, norm),) = norms
-        return norm(hidden_states.to(norm.weight.dtype)).to(hidden_states.dtype)
+    def _own_norm(self, part: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Return a function of hidden states and what the layer's norm makes of them, to what the adapter's makes."""
+
+        def normalize(hidden_states: torch.Tensor, normalized: torch.Tensor) -> torch.Tensor:
+            norms = self.active(part)
+            if not norms:
+                return normalized
+            if len(norms) > 1:
+                names = [name for name, _ in norms]
+                raise ValueError(
+                    f"Only one active adapter can bring layer norms of its own, got {names}. Activate one."
+                )
+            ((_, norm),) = norms
+            return norm(hidden_states.to(norm.weight.dtype)).to(hidden_states.dtype)
+
+        return normalize if self.active(part) else _second
 
     # ---- prompts -------------------------------------------------------------------------------------------------
 
     def _extra_tokens(self, tokens: torch.Tensor) -> Optional[ExtraTokens]:
         """Return what attention takes keys and values from beside the tokens that it is given, as it reads them."""
-        prompts, unread = self.active("prompt"), self._pass.unread
-        if not prompts and unread is None:
+        if not self.active("prompt") and self._pass.unread is None:
             return None
-        rows = [self._as_attention_reads(prompt(tokens.shape[0]), tokens.dtype) for _, prompt in prompts]
-        return ExtraTokens(
-            front=_joined(rows) if rows else None,
-            behind=None if unread is None else self._as_attention_reads(unread, tokens.dtype),
-        )
+        return ExtraTokens(*self.by_adapter(self._extra_rows, tokens, self._pass.unread))
+
+    def _extra_rows(
+        self, tokens: torch.Tensor, unread: Optional[torch.Tensor]
+    ) -> tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+        rows = [self._as_attention_reads(prompt(len(tokens)), tokens.dtype) for _, prompt in self.active("prompt")]
+        front = _side_by_side(rows) if rows else None
+        return front, None if unread is None else self._as_attention_reads(unread, tokens.dtype)
 
     def _as_attention_reads(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         _, norm, _ = self._foreign_modules
@@ -277,8 +308,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         if norm is not None:
             # Attention's input arrives normalised in pre-norm layers, the prompt does not. Not by a call, which would
             # run the hooks that take the norm's input for the layer's.
-            own = self._own_norm("attention_norm", rows)
-            rows = (norm.forward(rows) if own is None else own).to(dtype)
+            rows = self._own_norm("attention_norm")(rows, norm.forward(rows)).to(dtype)
         return rows
 
     def _with_prompts(
@@ -310,7 +340,11 @@ class EncoderTunerLayer(HookedTunerLayer):
         return args, {**kwargs, name: value}
 
 
-def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+def _second(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return second
+
+
+def _side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
     """Put the prompts of several adapters side by side: `(batch, ...)` if one of them differs between the samples."""
     batch_size = max(len(row) for row in rows)
     return torch.cat([row.expand(batch_size, -1, -1) for row in rows], dim=1)

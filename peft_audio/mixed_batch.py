@@ -1,15 +1,20 @@
-"""A different adapter for each sample of a batch: every adapter's samples run on their own, with its own head."""
+"""A different adapter, with its own head, for each sample of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Optional
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+from .layer_weights import LayerWeights
+from .samples import join, samples_by_adapter, take
+from .tuner_layer import HookedTunerLayer
 
 
 BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
@@ -19,8 +24,9 @@ BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
 def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
     """Within, a call of `model` gives each sample the adapter of that name, "__base__" for none.
 
-    The samples of one adapter are taken out of every tensor argument whose first dimension is the batch, and run
-    together. The loss is the mean over all samples, as of a batch with a single adapter.
+    The backbone runs once, and every adapter on its own samples. Where that cannot be, because the adapters have
+    different numbers of prompts or weigh the layers differently, the samples of each adapter run through the model on
+    their own; the loss is the mean over all samples either way.
 
     Args:
         model: the base model with adapters on it, in evaluation mode.
@@ -31,23 +37,61 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
     """
     adapter_names = list(adapter_names)
     _check(model, adapter_names)
-    samples = {
-        name: torch.tensor([i for i, other in enumerate(adapter_names) if other == name]) for name in adapter_names
-    }
+    samples = samples_by_adapter(adapter_names)
+    run = _run_once if _fit_together(model, list(samples)) else _run_each
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         _check_size(len(adapter_names), args, kwargs)
-        outputs = []
-        for name, indices in samples.items():
-            rows = _rows((args, kwargs), indices, adapter_names)
-            # A whole call of the model for each adapter: hooks on the model take their part too.
-            with only_adapter(model, name), _forward(model, usual):
-                outputs.append(model(*rows[0], **rows[1]))
-        return _joined(outputs, list(samples.values()), "output")
+        with _forward(model, usual):
+            # A whole call of the model: hooks on it take their part too.
+            return run(model, samples, args, kwargs)
 
     usual = vars(model).get("forward")
     with _forward(model, forward):
         yield
+
+
+def _fit_together(model: nn.Module, adapter_names: list[str]) -> bool:
+    """Whether one forward pass can serve all of these adapters."""
+    for module in model.modules():
+        if isinstance(module, HookedTunerLayer):
+            if not module.can_mix(adapter_names):
+                return False
+        elif isinstance(module, BaseTunerLayer):
+            return False
+        elif isinstance(module, AuxiliaryTrainingWrapper) and isinstance(module.original_module, LayerWeights):
+            return False  # one set of weights for the whole batch
+    return True
+
+
+def _run_once(model: nn.Module, samples: dict[str, torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, HookedTunerLayer):
+                stack.enter_context(module.mixing(samples))
+            elif isinstance(module, AuxiliaryTrainingWrapper):
+                stack.enter_context(_forward(module, partial(_head_by_sample, module, samples)))
+        return model(*args, **kwargs)
+
+
+def _head_by_sample(head: nn.Module, samples: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+    size = sum(map(len, samples.values()))
+    outputs = []
+    for name, indices in samples.items():
+        rows, named = take((args, kwargs), indices, size)
+        with only_adapter(head, name):
+            outputs.append(type(head).forward(head, *rows, **named))
+    return join(outputs, list(samples.values()), "output")
+
+
+def _run_each(model: nn.Module, samples: dict[str, torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
+    size = sum(map(len, samples.values()))
+    outputs = []
+    for name, indices in samples.items():
+        rows, named = take((args, kwargs), indices, size)
+        with only_adapter(model, name):
+            outputs.append(model(*rows, **named))
+    return join(outputs, list(samples.values()), "output")
 
 
 @contextmanager
@@ -107,42 +151,3 @@ def _check_size(expected: int, args: tuple, kwargs: dict[str, Any]) -> None:
             f"`adapter_names` must have one name for each sample, got {expected} names for a batch of "
             f"{', '.join(map(str, sorted(sizes))) or 'no'} samples."
         )
-
-
-def _rows(value: Any, indices: torch.Tensor, adapter_names: Sequence[str]) -> Any:
-    """Return `value` with only the samples `indices` of every tensor that has one row a sample."""
-    if isinstance(value, torch.Tensor) and value.dim() and len(value) == len(adapter_names):
-        return value[indices.to(value.device)]
-    if isinstance(value, Mapping):
-        return {key: _rows(item, indices, adapter_names) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_rows(item, indices, adapter_names) for item in value)
-    return value
-
-
-def _joined(values: list[Any], samples: list[torch.Tensor], name: str) -> Any:
-    """Put what the adapters gave for their `samples` together into what the whole batch gives."""
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        return _joined_tensors(values, samples, name)
-    if isinstance(first, Mapping):
-        return type(first)(**{key: _joined([value[key] for value in values], samples, key) for key in first})
-    if isinstance(first, (tuple, list)):
-        return type(first)(_joined(list(items), samples, name) for items in zip(*values))
-    return first
-
-
-def _joined_tensors(tensors: list[torch.Tensor], samples: list[torch.Tensor], name: str) -> torch.Tensor:
-    sizes = [len(indices) for indices in samples]
-    first = tensors[0]
-    if first.dim() == 0:
-        return sum(tensor * size for tensor, size in zip(tensors, sizes)) / sum(sizes)
-    if any(tensor.shape != (size, *first.shape[1:]) for tensor, size in zip(tensors, sizes)):
-        raise ValueError(
-            f"The {name} of the adapters differ in shape, {', '.join(str(tuple(t.shape)) for t in tensors)}, and cannot "
-            "be one batch (attention maps have a column for each prompt). Leave them out, or run one batch per adapter."
-        )
-    joined = first.new_empty(sum(sizes), *first.shape[1:])
-    for tensor, indices in zip(tensors, samples):
-        joined[indices.to(joined.device)] = tensor
-    return joined

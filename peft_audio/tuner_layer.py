@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Optional
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+
+from .per_thread import PerThread
+from .samples import join, take
+
+
+class MixedBatch(PerThread):
+    """The batch that a layer is running, where its samples have different adapters.
+
+    Attributes:
+        samples: indices of the samples by adapter; None where all have the same, the active ones.
+        adapter: the one whose samples are being worked on.
+    """
+
+    def __init__(self) -> None:
+        self.samples: Optional[dict[str, torch.Tensor]] = None
+        self.adapter: Optional[str] = None
 
 
 class HookedTunerLayer(nn.Module, BaseTunerLayer):
@@ -33,6 +51,7 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
         self._hooks: tuple[Any, ...] = ()
         self.heads: tuple[nn.Module, ...] = ()
+        self._mixed = MixedBatch()
 
     def update_layer(self, adapter_name: str, modules: NamedTuple, inference_mode: bool = False) -> None:
         """Take in a new adapter, a module or None for each part; it becomes the active one if there was none."""
@@ -72,11 +91,46 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         return getattr(self, self.prefix + part)
 
     def active(self, part: str) -> list[tuple[str, nn.Module]]:
-        """Return what the active adapters have for one part, with their names; nothing while adapters are disabled."""
+        """Return what the active adapters have for one part, with their names; nothing while adapters are disabled.
+
+        In a mixed batch, those of all its samples, and within `by_adapter` that of the samples at hand.
+        """
         if self.disable_adapters:
             return []
-        modules = self.part(part)
-        return [(name, modules[name]) for name in self.active_adapters if name in modules]
+        names, modules = self.active_adapters, self.part(part)
+        if self._mixed.samples is not None:
+            names = self._mixed.samples if self._mixed.adapter is None else [self._mixed.adapter]
+        return [(name, modules[name]) for name in names if name in modules]
+
+    @contextmanager
+    def mixing(self, samples: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Within, in this thread, each adapter acts on its own samples only."""
+        self._mixed.samples = samples
+        try:
+            yield
+        finally:
+            self._mixed.samples = None
+
+    def can_mix(self, adapter_names: list[str]) -> bool:
+        """Whether samples with these adapters can be one batch here."""
+        return True
+
+    def by_adapter(self, function: Callable, *tensors: Optional[torch.Tensor]) -> Any:
+        """Return `function(*tensors)`; in a mixed batch, called for each adapter with its samples of the tensors.
+
+        A result with one row stands for all the samples that it was made for.
+        """
+        samples = self._mixed.samples
+        if samples is None:
+            return function(*tensors)
+        size, results = sum(map(len, samples.values())), []
+        for self._mixed.adapter, indices in samples.items():
+            try:
+                result = function(*take(tensors, indices, size))
+            finally:
+                self._mixed.adapter = None
+            results.append(_for_each(result, len(indices)))
+        return join(results, list(samples.values()), "hidden states")
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
         # PEFT looks for `.weight`, which an encoder layer has not. Quantised weights are no floats, norms always are.
@@ -93,6 +147,12 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
+
+
+def _for_each(result: Any, num_samples: int) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_for_each(item, num_samples) for item in result)
+    return result if result is None else result.expand(num_samples, *result.shape[1:])
 
 
 def base_layer_of(module: nn.Module) -> nn.Module:

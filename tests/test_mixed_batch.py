@@ -3,9 +3,10 @@
 import pytest
 import torch
 from peft import get_peft_model
-from tiny import METHODS, each_typical_backbone, make, make_inputs, make_padded_inputs, randomize
+from tiny import METHODS, each_method, each_typical_backbone, make, make_inputs, make_padded_inputs, randomize
 
 from peft_audio import EmbeddingPromptConfig, use_statistics_pooling
+from peft_audio.backbones import resolve
 
 
 NAMES = ["b", "__base__", "a", "b", "a"]
@@ -41,6 +42,39 @@ def test_every_sample_gets_the_logits_of_its_adapter(backbone, method):
     assert wanted == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     torch.testing.assert_close(model(**inputs).logits, one_by_one(model, "a", **inputs).logits)
     assert len({tuple(row.tolist()) for row in expected}) == len(NAMES)
+
+
+def count_runs(model):
+    """A list that grows by one with every run of the backbone."""
+    runs = []
+    resolve(model.get_base_model()).first_layer.feed_forward_norm.register_forward_hook(lambda *_: runs.append(1))
+    return runs
+
+
+@pytest.mark.parametrize("backbone", ["ast", "wav2vec2", "wav2vec2-stable", "wavlm", "sew-d", "whisper"])
+@each_method
+@torch.no_grad()
+def test_adapters_of_one_size_run_over_the_backbone_together(backbone, method):
+    model = with_two_adapters(make(backbone), METHODS[method](), METHODS[method]())
+    inputs, names = make_inputs(backbone, batch_size=4), ["b", "a", "a", "b"]
+    expected = torch.stack([one_by_one(model, name, **inputs).logits[i] for i, name in enumerate(names)])
+    runs = count_runs(model)
+    mixed = model(**inputs, adapter_names=names).logits
+    torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=1e-4)
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("names, expected_runs", [(["a", "b"], 2), (["a", "__base__"], 2), (["a", "a"], 1)])
+@torch.no_grad()
+def test_adapters_with_other_numbers_of_prompts_run_on_their_own(names, expected_runs):
+    prompts = [EmbeddingPromptConfig(num_virtual_tokens=count) for count in (1, 2)]
+    model = with_two_adapters(make("ast"), *prompts)
+    inputs = make_inputs("ast")
+    expected = torch.stack([one_by_one(model, name, **inputs).logits[i] for i, name in enumerate(names)])
+    model.set_adapter("a")
+    runs = count_runs(model)
+    torch.testing.assert_close(model(**inputs, adapter_names=names).logits, expected)
+    assert len(runs) == expected_runs
 
 
 @torch.no_grad()
