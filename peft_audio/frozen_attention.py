@@ -84,8 +84,8 @@ class _PromptGradient(torch.autograd.Function):
         log_sum_exp: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        scores = (query @ keys.transpose(-1, -2)).float() * scale
-        probabilities = (scores - log_sum_exp[..., : query.shape[2], None].float()).exp().to(query.dtype)
+        scores = (query @ keys.transpose(-1, -2)).to(log_sum_exp.dtype) * scale
+        probabilities = (scores - log_sum_exp[..., : query.shape[2], None]).exp().to(query.dtype)
         ctx.save_for_backward(values, query, output, probabilities)
         ctx.scale = scale
         return output.view_as(output)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as global_hooks
 
 from .encoder_spec import Backbone
 from .layer import EncoderTunerLayer
 
 
 OUTPUTS = ("output_hidden_states", "output_attentions")
+# Where transformers' own hooks for these outputs come from, which stay on the layers once they were asked for.
+CAPTURING = "transformers.utils.output_capturing"
 
 
 class ReadTokens:
@@ -33,7 +36,13 @@ class ReadTokens:
 
     def _is_watched(self) -> bool:
         modules = (self.trunk, *self.trunk.children(), self.layer, self.layer.get_base_layer())
-        return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+        return has_global_hooks() or any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks)
+
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks on all modules (`torch.nn.modules.module.register_module_forward_hook`)."""
+    return bool(global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
 
 
 def tell_read_tokens(model: nn.Module, backbone: Backbone) -> None:

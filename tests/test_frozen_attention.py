@@ -1,0 +1,152 @@
+"""The first adapted layer's attention, where the prompts alone have a gradient."""
+
+import functools
+import gc
+import math
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from prompted import assert_close, inputs_of, layers_of, prompted, results
+from tiny import NUM_LAYERS, make, make_inputs
+from torch.utils.checkpoint import checkpoint
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from peft_audio import attention
+from peft_audio.frozen_attention import attend_to_frozen_tokens
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """What the backward pass through prompts alone gave for each call: an output, or None where torch's own is taken."""
+    given = []
+
+    def attend(*args, **kwargs):
+        given.append(attend_to_frozen_tokens(*args, **kwargs))
+        return given[-1]
+
+    monkeypatch.setattr(attention, "attend_to_frozen_tokens", attend)
+    return given
+
+
+def take_torch_s_own(patch):
+    patch.setattr(attention, "attend_to_frozen_tokens", lambda *args, **kwargs: None)
+
+
+CASES = {
+    "all layers": ("ast", {}, torch.float32),
+    "last layer": ("ast", {"layers_to_transform": [2]}, torch.float32),
+    "random weights": ("vit", {"init_weights": False}, torch.float32),
+    "padding": ("wav2vec2", {}, torch.float32),
+    "padding, norm first": ("hubert-stable", {"layers_to_transform": [1, 2]}, torch.float32),
+    "scaled queries": ("whisper", {}, torch.float32),
+    "double": ("ast", {}, torch.float64),
+    "bfloat16": ("ast", {}, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", ["embedding_prompt", "joint"])
+def test_gradients_of_the_first_adapted_layer_are_autograd_s(case, method, answers, monkeypatch):
+    backbone, options, dtype = CASES[case]
+    model, inputs = (
+        prompted(backbone, method, make(backbone).to(dtype), **options),
+        inputs_of(backbone, "pad" in case, dtype),
+    )
+    actual = results(model, inputs)
+    assert len(answers) == 1 and answers[0] is not None
+    take_torch_s_own(monkeypatch)
+    assert_close(actual, results(model, inputs), dtype)
+
+
+PADDED = torch.tensor([[True] * 7, [True] * 5 + [False] * 2])[:, None, None]
+MASKS = {
+    "none": None,
+    "boolean": PADDED,
+    "boolean, by query": PADDED & (torch.arange(7) != torch.arange(4)[:, None] + 2),
+    "additive": torch.zeros(2, 1, 4, 7).masked_fill(~PADDED, torch.finfo(torch.float32).min),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("scaling", [None, 1.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attention_to_frozen_tokens_is_attention_written_out(mask, scaling, dtype):
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+    query, *tokens = (torch.randn(2, 3, length, 8, dtype=dtype) for length in (4, 5, 5))
+    prompts = [torch.randn(2, 3, 2, 8, dtype=dtype, requires_grad=True) for _ in range(2)]
+    keys, values = (torch.cat(pair, dim=2) for pair in zip(prompts, tokens))
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"), is_causal=False)
+    states = (query, keys, values, *prompts, mask)
+    actual = attend_to_frozen_tokens(sdpa_attention_forward, module, *states, scaling=scaling, dropout=0.0)
+
+    scores = torch.einsum("bhqd,bhkd->bhqk", query, keys) * (scaling or 1 / math.sqrt(8))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    expected = torch.einsum("bhqk,bhkd->bqhd", scores.softmax(-1), values)
+    weights = torch.randn_like(expected)
+    assert_close(actual, expected, dtype)
+    assert_close(*(torch.autograd.grad((output * weights).sum(), prompts) for output in (actual, expected)), dtype)
+
+
+def nodes_of(tensor):
+    found, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+@pytest.mark.parametrize("first", range(NUM_LAYERS))
+def test_no_kernel_runs_backward_in_the_first_adapted_layer(first, monkeypatch):
+    model, enters = prompted("ast", layers_to_transform=list(range(first, NUM_LAYERS))), []
+    layers_of(model)[0].register_forward_pre_hook(lambda module, args: enters.append(args[0].requires_grad))
+
+    def backward_passes():
+        nodes = nodes_of(model(**make_inputs("ast")).logits)
+        leaves = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+        assert leaves == {id(parameter) for parameter in tiny.trainable(model).values()}
+        return [sum(part in node.name() for node in nodes) for part in ("ScaledDotProduct", "_PromptGradient")]
+
+    assert backward_passes() == [NUM_LAYERS - first - 1, 1]
+    take_torch_s_own(monkeypatch)
+    assert backward_passes() == [NUM_LAYERS - first, 0]
+    assert enters == [False, False]
+
+
+@pytest.mark.parametrize("options", [{"attention_probs_dropout_prob": 0.5}, {"attn_implementation": "eager"}])
+def test_dropout_and_eager_attention_take_torch_s_own_backward_pass(options, answers, monkeypatch):
+    model = prompted("ast", base=make("ast", **options))
+    actual = results(model, make_inputs("ast"))
+    assert answers == ([None] if "attn_implementation" in options else [])
+    take_torch_s_own(monkeypatch)
+    assert_close(actual, results(model, make_inputs("ast")))
+
+
+@pytest.mark.parametrize("backbone", ["ast", "wav2vec2", "whisper"])
+@pytest.mark.parametrize("use_reentrant", [False, True, "whole model"])
+def test_checkpointing_gives_the_same_gradients(backbone, use_reentrant, monkeypatch):
+    model = prompted(backbone, "joint")
+    with monkeypatch.context() as patch:
+        take_torch_s_own(patch)
+        expected = results(model, make_inputs(backbone))
+    if use_reentrant == "whole model":
+        monkeypatch.setattr(model, "forward", functools.partial(checkpoint, model.forward, use_reentrant=False))
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert_close(results(model, make_inputs(backbone)), expected)
+
+
+def test_training_keeps_no_tensors_of_earlier_steps():
+    model = prompted("ast")
+
+    def tensors_after(steps):
+        for _ in range(steps):
+            results(model, make_inputs("ast"))
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    assert tensors_after(2) == tensors_after(18)
