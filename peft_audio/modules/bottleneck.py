@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import nn
@@ -72,7 +72,12 @@ class Bottleneck(nn.Module):
         """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype. Convolutions need `layout`."""
         inputs = in_dtype_of(self.down.weight, hidden_states)
         hidden = self.dropout(self.activation(_project(self.down, inputs, layout)))
-        return (_project(self.up, hidden, layout) * self.scaling).to(hidden_states.dtype)
+        return scaled(_project(self.up, hidden, layout), self.scaling).to(hidden_states.dtype)
+
+
+def scaled(tensor: torch.Tensor, factor: Union[float, torch.Tensor]) -> torch.Tensor:
+    """Return `tensor * factor`, and `tensor` itself, which is wide, for a factor that is fixed at 1."""
+    return tensor if isinstance(factor, (int, float)) and factor == 1 else tensor * factor
 
 
 def in_dtype_of(weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .bottleneck import in_dtype_of
+from .bottleneck import in_dtype_of, scaled
 from .grid_conv import TokenLayout
 from .initial import RANDOM_INIT_STD
 
@@ -65,7 +65,7 @@ class ConformerBlock(nn.Module):
         hidden = layout.hide_padding(functional.glu(self.down(hidden), dim=-1))
         hidden = self.depthwise(functional.pad(hidden.transpose(1, 2), self.padding)).transpose(1, 2)
         hidden = functional.silu(self.batch_norm(hidden, layout.mask))
-        return (self.up(self.dropout(hidden)) * self.scaling).to(hidden_states.dtype)
+        return scaled(self.up(self.dropout(hidden)), self.scaling).to(hidden_states.dtype)
 
 
 class TokenBatchNorm(nn.BatchNorm1d):

@@ -1,0 +1,204 @@
+"""Speed and memory of every method, side by side with full fine-tuning, LoRA and prompts in front of whole layers.
+
+    python examples/benchmark.py --output_dir OUT                       # everything, about half an hour on two cores
+    python examples/benchmark.py --output_dir OUT --quick               # bytes only, which are exact, under two minutes
+    python examples/benchmark.py --output_dir OUT --device cuda --dtype bfloat16 --batch_size 64 --peak_tflops 989
+    python examples/benchmark.py --output_dir OUT --profile "wav2vec2-base, 1 s"
+
+Prints two tables and writes them to OUT/benchmark.json. AST-base and wav2vec2-base have their real size and random
+weights. Times are medians of steps that take turns, on one machine in one run: only their ratios mean anything.
+"""
+
+import argparse
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from benchmarking.extras import EXTRAS, on_device, utilisation
+from benchmarking.measure import (
+    Precision,
+    checkpoint_bytes,
+    peak_bytes,
+    prediction,
+    saved_bytes,
+    time_each,
+    trainable_parameters,
+    training_step,
+)
+from benchmarking.subjects import AST_1024, FULL, INPUTS, IPET, SUBJECTS, WAV2VEC2_1, Input, make_subjects
+from benchmarking.targets import EXACT, TARGETS, Outcome, outcomes
+from methods import silence_peft
+from reporting import write_json
+from rich.console import Console
+from rich.table import Table
+
+import peft_audio
+
+
+SOURCES = {source.name: source for source in INPUTS}
+QUICK = [AST_1024.name, WAV2VEC2_1.name]
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Runs the benchmark; returns what it writes."""
+    options = parse(arguments)
+    silence_peft()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "FlopCounter")
+    precision = Precision(options.device, getattr(torch, options.dtype))
+    if options.profile:
+        return profile(SOURCES[options.profile], options, precision)
+    rows = {}
+    default = QUICK if options.quick else list(SOURCES)
+    for name in default if options.inputs is None else options.inputs:
+        print(f"{name} ...", flush=True)
+        source = SOURCES[name]
+        for figures in measure(source, options, precision):
+            rows[name, figures["method"]] = figures
+    found = outcomes(EXACT if options.quick else TARGETS, rows)
+    if not options.quick:
+        for name in options.extras:
+            found += EXTRAS[name](precision, options.repeats)
+        if options.peak_tflops:
+            found += utilisation(precision, options.repeats, options.batch_size or 64, options.peak_tflops * 1e12)
+    report = {
+        "environment": environment(precision, options.dropout),
+        "rows": list(rows.values()),
+        "targets": [{**vars(outcome), "reached": outcome.is_reached} for outcome in found],
+    }
+    write_json(options.output_dir / "benchmark.json", report)
+    print_tables(report["rows"], found)
+    return report
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: by autocast")
+    parser.add_argument("--batch_size", type=int, help="of all steps, instead of what two cores have time for")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--inputs", nargs="*", choices=SOURCES, metavar="INPUT")
+    parser.add_argument("--methods", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="METHOD")
+    parser.add_argument("--extras", nargs="*", choices=EXTRAS, default=list(EXTRAS), help="further comparisons")
+    parser.add_argument("--peak_tflops", type=float, help="of the device in this precision, for its utilisation")
+    parser.add_argument("--no_dropout", dest="dropout", action="store_false", help="in wav2vec2; AST has none")
+    parser.add_argument("--quick", action="store_true", help="no times")
+    parser.add_argument("--profile", choices=SOURCES, metavar="INPUT", help="show where the time of --methods goes")
+    options = parser.parse_args(arguments)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def measure(source: Input, options: argparse.Namespace, precision: Precision) -> list[dict]:
+    """The figures of every method on one input, a row each."""
+    batch_size = 1 if options.quick else options.batch_size or INPUTS[source]
+    batch = on_device(source.make_batch(batch_size), precision)
+    rows, models = [], {}
+    for name, model in make_subjects(source, options.methods, options.dropout):
+        model.to(precision.device)
+        rows.append(
+            {
+                "input": source.name,
+                "method": name,
+                "batch_size": batch_size,
+                "trainable_parameters": trainable_parameters(model),
+                "checkpoint_bytes": checkpoint_bytes(model),
+                "saved_bytes": saved_bytes(model, batch, precision),
+            }
+        )
+        if not options.quick:
+            models[name] = model
+    if models:
+        measure_times(models, batch, rows, options.repeats, precision)
+    return rows
+
+
+def measure_times(models: dict, batch: dict, rows: list[dict], repeats: int, precision: Precision) -> None:
+    """Adds what a step and a forward pass of each model take to its row."""
+    steps = {name: training_step(model, batch, precision) for name, model in models.items()}
+    seconds = time_each(steps, repeats, precision)
+    for row in rows:
+        row["step_seconds"] = seconds[row["method"]]
+        row["peak_bytes"] = peak_bytes(steps[row["method"]], precision)
+    for model in models.values():
+        model.eval()
+    predictions = {name: prediction(model, batch, precision) for name, model in models.items()}
+    seconds = time_each(predictions, repeats, precision)
+    for row in rows:
+        row["forward_seconds"] = seconds[row["method"]]
+
+
+def profile(source: Input, options: argparse.Namespace, precision: Precision) -> dict:
+    """Prints the operations that a step of each method spends most time in."""
+    names = [IPET] if options.methods == list(SUBJECTS) else options.methods
+    batch = on_device(source.make_batch(options.batch_size or INPUTS[source]), precision)
+    shares = {}
+    for name, model in make_subjects(source, names, options.dropout):
+        step = training_step(model.to(precision.device), batch, precision)
+        step()
+        with torch.profiler.profile() as profiler:
+            step()
+        events = profiler.key_averages()
+        total = sum(event.self_cpu_time_total for event in events)
+        top = sorted(events, key=lambda event: -event.self_cpu_time_total)[:12]
+        shares[name] = {event.key: event.self_cpu_time_total / total for event in top}
+        print(f"{source.name}, {name}")
+        for key, share in shares[name].items():
+            print(f"  {share:6.1%}  {key}")
+    write_json(options.output_dir / "profile.json", {"input": source.name, "shares": shares})
+    return shares
+
+
+def environment(precision: Precision, dropout: bool) -> dict:
+    is_gpu = precision.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name()
+        if is_gpu
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "dtype": str(precision.dtype).removeprefix("torch."),
+        "dropout": dropout,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "peft_audio": peft_audio.__version__,
+    }
+
+
+def print_tables(rows: list[dict], found: list[Outcome]) -> None:
+    console = Console(width=160)
+    for source in dict.fromkeys(row["input"] for row in rows):
+        here = {row["method"]: row for row in rows if row["input"] == source}
+        table = Table(
+            "method", "trainable", "step / full", "forward / bare", "MB saved", "checkpoint KB", title=source
+        )
+        bare = here.get(FULL, {})
+        for name, row in here.items():
+            table.add_row(
+                name,
+                f"{row['trainable_parameters']:,}",
+                ratio(row, bare, "step_seconds"),
+                ratio(row, bare, "forward_seconds"),
+                f"{row['saved_bytes'] / 1e6:.1f}",
+                f"{row['checkpoint_bytes'] / 1e3:,.0f}" if row["checkpoint_bytes"] else "",
+            )
+        console.print(table)
+    table = Table("figure", "measured", "to reach", "")
+    for outcome in found:
+        bound = "" if outcome.target is None else f"{'>=' if outcome.at_least else '<='} {outcome.target:g}"
+        verdict = {True: "reached", False: "missed", None: ""}[outcome.is_reached]
+        table.add_row(outcome.name, f"{outcome.value:.3g} {outcome.unit}".strip(), bound, verdict)
+    console.print(table)
+
+
+def ratio(row: dict, bare: dict, figure: str) -> str:
+    return f"{row[figure] / bare[figure]:.2f}" if figure in row and figure in bare else ""
+
+
+if __name__ == "__main__":
+    missed = [target["name"] for target in main().get("targets", ()) if target["reached"] is False]
+    sys.exit("Missed: " + "; ".join(missed) if "--quick" in sys.argv and missed else 0)
