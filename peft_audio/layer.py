@@ -298,7 +298,8 @@ class EncoderTunerLayer(HookedTunerLayer):
     def _extra_rows(
         self, tokens: torch.Tensor, unread: Optional[torch.Tensor]
     ) -> tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
-        rows = [self._as_attention_reads(prompt(len(tokens)), tokens.dtype) for _, prompt in self.active("prompt")]
+        batch_size = tokens.shape[0]  # `len` would make it a constant in exported programs
+        rows = [self._as_attention_reads(prompt(batch_size), tokens.dtype) for _, prompt in self.active("prompt")]
         front = _side_by_side(rows) if rows else None
         return front, None if unread is None else self._as_attention_reads(unread, tokens.dtype)
 
@@ -346,5 +347,7 @@ def _second(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 def _side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
     """Put the prompts of several adapters side by side: `(batch, ...)` if one of them differs between the samples."""
+    if len(rows) == 1:
+        return rows[0]
     batch_size = max(len(row) for row in rows)
     return torch.cat([row.expand(batch_size, -1, -1) for row in rows], dim=1)
