@@ -23,7 +23,8 @@ test-examples: $(VENV)/installed-tests $(BROWSER)
 	$(PYTEST) tests/examples
 
 # What depends on transformers' layouts and loading code, with the oldest transformers that setup.cfg allows.
-OLDEST = old_layout auto loading saving peft_saving layer_weights bad_folders trainer
+OLDEST = old_layout auto loading saving peft_saving layer_weights bad_folders trainer \
+	attention frozen_attention read_tokens mixed_batch
 test-oldest: $(VENV)/installed-oldest
 	PYTHONPATH=$(VENV)/oldest $(PYTEST) $(OLDEST:%=tests/test_%.py)
 

@@ -156,6 +156,8 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def _can_leave_out(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether the layer gives the first tokens the same output where the others are keys and values alone."""
+        if self.training and _may_run_again():
+            return False  # and then nobody would say so
         active = [module for part in self.parts for _, module in self.active(part)]
         has_mask = any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))
         alone = all(getattr(module, "special_tokens_stand_alone", True) for module in active)
@@ -339,6 +341,13 @@ class EncoderTunerLayer(HookedTunerLayer):
         if name in positional:
             return tuple({**positional, name: value}.values()), kwargs
         return args, {**kwargs, name: value}
+
+
+def _may_run_again() -> bool:
+    """Whether checkpointing around a layer may be what runs it: without gradient, or with hooks on saved tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def _second(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

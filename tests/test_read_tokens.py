@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from tiny import METHODS, NOT_IN_LAYERS, NUM_LAYERS, make, make_inputs, randomize, trainable
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from transformers import DeiTForImageClassificationWithTeacher
 
 from peft_audio import use_mean_token_pooling
@@ -187,6 +188,7 @@ def test_adapters_in_lower_layers_leave_the_last_layer_alone():
     model = adapted(layers_to_transform=[0, 1])
     assert not model.get_base_model()._forward_hooks and not model.get_base_model()._forward_pre_hooks
     model.add_adapter("second", METHODS["joint"](init_weights=False))
+    model.eval()
     expected, seen = logits(in_whole(model)), rows_of(model)
     assert_close(logits(model), expected)
     model.set_adapter("second")
@@ -245,3 +247,18 @@ def test_threads_get_what_they_ask_for():
     assert sorted(seen) == [READ] * 4 + [14] * 4 and plain.hidden_states is None
     assert_close([full.logits, *full.hidden_states], [expected.logits, *expected.hidden_states])
     assert_close(plain.logits, expected.logits)
+
+
+@pytest.mark.parametrize("implementation", CheckpointImpl)
+def test_a_layer_that_is_checkpointed_from_outside_runs_whole(implementation):
+    model = adapted().train()
+    expected = gradients_of(model)
+    layers = trunk_of(model).layers
+    layers[-1] = checkpoint_wrapper(layers[-1], checkpoint_impl=implementation)
+    assert_close(gradients_of(model), expected)
+
+
+def gradients_of(model):
+    model.zero_grad()
+    model(**inputs_of(), labels=torch.tensor([0, 3])).loss.backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
