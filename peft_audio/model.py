@@ -13,11 +13,12 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from .adapter_parts import AdapterParts
 from .backbones import locate, resolve
 from .checkpoint import check_tensors
 from .config import EncoderAdapterConfig
 from .encoder_spec import Backbone, LayerModules
-from .layer import AdapterParts, EncoderTunerLayer
+from .layer import EncoderTunerLayer
 from .layer_weights import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
 from .mixed_batch import mixed_batch
 from .positions import attach_positions, detach_positions

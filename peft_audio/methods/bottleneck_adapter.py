@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from .. import papers
+from ..adapter_parts import AdapterParts, Wiring
 from ..encoder_spec import Backbone, LayerModules
-from ..layer import AdapterParts, Wiring
 from ..model import EncoderTuner
 from ..modules import Bottleneck, ConformerBlock
 from ..registry import register_method

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .. import papers
+from ..adapter_parts import AdapterParts
 from ..config import EncoderAdapterConfig
 from ..encoder_spec import Backbone, LayerModules
-from ..layer import AdapterParts
 from ..model import EncoderTuner
 from ..modules import EmbeddingPrompt, vpt_bound, xavier_uniform_bound
 from ..registry import register_method

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional, Union
 
 from .. import papers
+from ..adapter_parts import AdapterParts, Wiring
 from ..encoder_spec import Backbone, LayerModules
-from ..layer import AdapterParts, Wiring
 from ..model import EncoderTuner
 from ..modules import Bottleneck
 from ..registry import register_method
