@@ -13,6 +13,7 @@ import argparse
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import peft
@@ -52,27 +53,28 @@ def main(arguments: list[str] | None = None) -> dict:
     precision = Precision(options.device, getattr(torch, options.dtype))
     if options.profile:
         return profile(SOURCES[options.profile], options, precision)
-    rows = {}
+    report = {"environment": environment(precision, options.dropout), "rows": [], "targets": []}
+    for rows, found in run(options, precision):
+        report["rows"] += rows
+        report["targets"] += [{**vars(outcome), "reached": outcome.is_reached} for outcome in found]
+        write_json(options.output_dir / "benchmark.json", report)  # what a killed run has measured is not lost
+    print_tables(report["rows"], report["targets"])
+    return report
+
+
+def run(options: argparse.Namespace, precision: Precision) -> Iterator[tuple[list[dict], list[Outcome]]]:
+    """Yields rows of figures, and what is compared, as they are measured."""
     default = QUICK if options.quick else list(SOURCES)
     for name in default if options.inputs is None else options.inputs:
         print(f"{name} ...", flush=True)
-        source = SOURCES[name]
-        for figures in measure(source, options, precision):
-            rows[name, figures["method"]] = figures
-    found = outcomes(EXACT if options.quick else TARGETS, rows)
-    if not options.quick:
-        for name in options.extras:
-            found += EXTRAS[name](precision, options.repeats)
-        if options.peak_tflops:
-            found += utilisation(precision, options.repeats, options.batch_size or 64, options.peak_tflops * 1e12)
-    report = {
-        "environment": environment(precision, options.dropout),
-        "rows": list(rows.values()),
-        "targets": [{**vars(outcome), "reached": outcome.is_reached} for outcome in found],
-    }
-    write_json(options.output_dir / "benchmark.json", report)
-    print_tables(report["rows"], found)
-    return report
+        rows = measure(SOURCES[name], options, precision)
+        by_method = {(name, row["method"]): row for row in rows}
+        yield rows, outcomes(EXACT if options.quick else TARGETS, by_method)
+    for name in [] if options.quick else options.extras:
+        print(f"{name} ...", flush=True)
+        yield [], list(EXTRAS[name](precision, options.repeats))
+    if options.peak_tflops and not options.quick:
+        yield [], list(utilisation(precision, options.repeats, options.batch_size or 64, options.peak_tflops * 1e12))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -169,7 +171,7 @@ def environment(precision: Precision, dropout: bool) -> dict:
     }
 
 
-def print_tables(rows: list[dict], found: list[Outcome]) -> None:
+def print_tables(rows: list[dict], found: list[dict]) -> None:
     console = Console(width=160)
     for source in dict.fromkeys(row["input"] for row in rows):
         here = {row["method"]: row for row in rows if row["input"] == source}
@@ -189,9 +191,9 @@ def print_tables(rows: list[dict], found: list[Outcome]) -> None:
         console.print(table)
     table = Table("figure", "measured", "to reach", "")
     for outcome in found:
-        bound = "" if outcome.target is None else f"{'>=' if outcome.at_least else '<='} {outcome.target:g}"
-        verdict = {True: "reached", False: "missed", None: ""}[outcome.is_reached]
-        table.add_row(outcome.name, f"{outcome.value:.3g} {outcome.unit}".strip(), bound, verdict)
+        bound = "" if outcome["target"] is None else f"{'>=' if outcome['at_least'] else '<='} {outcome['target']:g}"
+        verdict = {True: "reached", False: "missed", None: ""}[outcome["reached"]]
+        table.add_row(outcome["name"], f"{outcome['value']:.3g} {outcome['unit']}".strip(), bound, verdict)
     console.print(table)
 
 
