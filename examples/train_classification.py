@@ -37,7 +37,7 @@ from transformers import (
     set_seed,
 )
 
-from peft_audio import last_complete_checkpoint, resize_ast
+from peft_audio import last_complete_checkpoint, resize_ast, save_activations_in_half
 from peft_audio.backbones import resolve
 
 
@@ -54,6 +54,9 @@ class ModelArguments:
     max_length: int | None = field(
         default=None,
         metadata={"help": "AST: frames (10 ms) the input is cut or padded to; the model's own if left out."},
+    )
+    half_precision_activations: bool = field(
+        default=False, metadata={"help": "Keep what the backward pass needs of adapted layers in float16."}
     )
 
 
@@ -122,6 +125,8 @@ def main(arguments: list[str] | None = None) -> dict:
     model = load_model(model_args.model_name_or_path, data.labels, data.multi_label, model_args.max_length)
     try:
         model = apply_method(model, method_args.method, **method_args.options())
+        if model_args.half_precision_activations:
+            save_activations_in_half(model)
     except ValueError as error:  # what only the model shows, e.g. a kernel over frequency on a model of waveforms
         raise UsageError(f"--method {method_args.method}: {error}") from error
     trainer = build_trainer(model, args, feature_extractor, data.train, data.evaluation, data.multi_label)

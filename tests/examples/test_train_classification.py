@@ -28,7 +28,7 @@ from train_classification import (
 )
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Trainer
 
-from peft_audio import AutoPeftModelForAudioClassification
+from peft_audio import AutoPeftModelForAudioClassification, save_activations_in_half
 
 
 BACKBONES = {"ast": make_ast, "wav2vec2": make_wav2vec2}
@@ -339,6 +339,20 @@ def test_a_kernel_over_frequency_is_for_models_with_patches(workspace, tmp_path)
     more = ("--mlp_kernel", "3x1", "--fold", "1")
     with pytest.raises(UsageError, match=r"--method time_freq_conv: `mlp_kernel` must be \(1, time\) on wav2vec2"):
         main(arguments(workspace, tmp_path, *more, model="wav2vec2", method="time_freq_conv"))
+
+
+def test_activations_in_half_precision_reach_the_layers(workspace, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        train_classification, "save_activations_in_half", lambda model: seen.append(save_activations_in_half(model))
+    )
+    main(arguments(workspace, tmp_path, "--half_precision_activations", "True"))
+    assert len(seen) == 1 and seen[0].get_base_model().audio_spectrogram_transformer.layers[0].saving is not None
+
+
+def test_activations_in_half_precision_are_for_adapted_layers(workspace, tmp_path):
+    with pytest.raises(UsageError, match="--method linear_probe: .*whose encoder layers have adapters"):
+        main(arguments(workspace, tmp_path, "--half_precision_activations", "True", method="linear_probe"))
 
 
 def test_input_length_is_for_spectrogram_models(workspace, tmp_path):
