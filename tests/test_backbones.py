@@ -128,7 +128,7 @@ def test_the_grid_is_that_of_the_input_given(registered):
     layer = model.base_model.model.blocks[0]
     for height, width in ((8, 20), (20, 8), (4, 12)):
         model(torch.randn(1, height, width))
-        assert layer._layout(99).grid == (height // 4, width // 4)
+        assert layer._grid(99) == (height // 4, width // 4)
 
 
 @pytest.mark.parametrize("model_type, spec", [("", EncoderSpec("a", "b", "c", "d")), ("x", "blocks"), (3, None)])

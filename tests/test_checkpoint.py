@@ -61,7 +61,8 @@ def test_reloading_gives_the_same_logits(backbone, method, adapter_name, low_cpu
     model = PeftModel.from_pretrained(
         BACKBONES[backbone](), tmp_path, adapter_name=adapter_name, low_cpu_mem_usage=low_cpu_mem_usage
     )
-    assert torch.equal(logits(model, backbone), expected)
+    # Tensors that stay in the file's memory begin anywhere, and are multiplied in another order.
+    torch.testing.assert_close(logits(model, backbone), expected, atol=1e-6 if low_cpu_mem_usage else 0, rtol=0)
     assert not trainable(model)
 
 

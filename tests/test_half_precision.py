@@ -27,7 +27,7 @@ def run(model, backbone):
 
 def tensors_alive():
     gc.collect()
-    return [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    return [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
 
 
 @each_kind

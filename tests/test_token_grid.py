@@ -9,6 +9,7 @@ from tiny import BACKBONES, make, make_inputs, randomize
 from peft_audio import EmbeddingPromptConfig, TimeFreqConvAdapterConfig, resize_ast
 from peft_audio.layer import EncoderTunerLayer
 from peft_audio.modules import GridConv
+from peft_audio.read_tokens import ignore_read_tokens
 
 
 def grids(model):
@@ -21,7 +22,10 @@ def grids(model):
 
 
 def adapted(model):
-    return randomize(get_peft_model(model, TimeFreqConvAdapterConfig(bottleneck_dim=4, modules_to_save=[]))).eval()
+    """The model with convolutions in every layer, which run over all tokens, read or not."""
+    model = randomize(get_peft_model(model, TimeFreqConvAdapterConfig(bottleneck_dim=4, modules_to_save=[]))).eval()
+    ignore_read_tokens(model.get_base_model())
+    return model
 
 
 @pytest.mark.parametrize("frames, stride", [(46, 10), (100, 10), (16, 16), (176, 16), (47, 7)])
