@@ -37,17 +37,18 @@ def adapted_ast(method, **options):
 def queries_and_keys(model, inputs, layer):
     """Of every token that takes part in the attention of the layer, `(tokens, heads, d / heads)` each."""
     attention = [module for module in model.modules() if hasattr(module, "q_proj")][layer]
-    captured = {}
+    captured = {"q_proj": [], "k_proj": []}
     hooks = [
-        getattr(attention, name).register_forward_hook(lambda *call, name=name: captured.update({name: call[2][0]}))
-        for name in ("q_proj", "k_proj")
+        # Prompts come in a call of their own, after the tokens, and stand in front of them.
+        getattr(attention, name).register_forward_hook(lambda *call, name=name: captured[name].insert(0, call[2][0]))
+        for name in captured
     ]
     with torch.no_grad():
-        model(input_values=inputs[None])
+        model(input_values=inputs[None], output_hidden_states=True)  # so that the last layer runs over all tokens
     for hook in hooks:
         hook.remove()
     heads = attention.num_attention_heads
-    return (captured[name].reshape(-1, heads, captured[name].shape[-1] // heads) for name in ("q_proj", "k_proj"))
+    return (torch.cat(states).unflatten(-1, (heads, -1)) for states in captured.values())
 
 
 def map_by_hand(model, inputs, layer=-1, step=STEP, heads=range(4), rows=range(3)):
@@ -57,7 +58,7 @@ def map_by_hand(model, inputs, layer=-1, step=STEP, heads=range(4), rows=range(3
     total = np.zeros((3, 4))
     for head in heads:
         for row in rows:
-            query = queries[first + 4 * row + step, head]
+            query = queries[len(queries) - 12 + 4 * row + step, head]
             weights = torch.softmax(keys[:, head] @ query / math.sqrt(len(query)), dim=0)
             for frequency in range(3):
                 for time in range(4):
