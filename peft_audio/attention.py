@@ -34,20 +34,20 @@ class ExtraTokens(NamedTuple):
     behind: Optional[torch.Tensor] = None
 
 
-class ExtraKeys(PerThread):
-    """What the next call of an attention module is to attend to, beside its own tokens."""
+class Running(PerThread):
+    """Whether the function that the model is set to is running, which may ask for its own name."""
 
     def __init__(self) -> None:
-        self.tokens: Optional[ExtraTokens] = None
+        self.is_on = False
 
 
 class AttentionConfig:
-    """The configuration of an attention module, except that it names this package's function where there is more to
-    attend to than the module's own tokens. The model's configuration stays as it is."""
+    """The configuration of an attention module, except that it names this package's function. The model's own stays as
+    it is."""
 
     def __init__(self, config: Any) -> None:
         self.original = config
-        self.extra = ExtraKeys()
+        self.running = Running()
 
     def __getattr__(self, name: str) -> Any:
         if name == "original":  # not there yet: while a copy is being made
@@ -56,21 +56,20 @@ class AttentionConfig:
 
     @property
     def _attn_implementation(self) -> str:
-        return self.original._attn_implementation if self.extra.tokens is None else NAME
+        return self.original._attn_implementation if self.running.is_on else NAME
 
 
 def takes_extra_keys(attention: nn.Module) -> bool:
     """Whether `let_in` works for this module."""
-    called = inspect.unwrap(type(attention).forward)
-    return "ALL_ATTENTION_FUNCTIONS" in called.__code__.co_names and all(
-        hasattr(attention, name) for name in ("config", "k_proj", "v_proj")
-    )
+    forward = inspect.unwrap(type(attention).forward)
+    hands_on = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
+    has_parts = all(hasattr(attention, name) for name in ("config", "k_proj", "v_proj"))
+    return hands_on and has_parts and "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names
 
 
-def let_in(attention: nn.Module) -> ExtraKeys:
-    """Make an attention module ask for extra keys, and return the place to leave their tokens before it is called."""
+def let_in(attention: nn.Module) -> None:
+    """Make an attention module take the argument `extra_tokens`, `ExtraTokens` or None."""
     attention.config = AttentionConfig(attention.config)
-    return attention.config.extra
 
 
 def keep_out(attention: nn.Module) -> None:
@@ -85,14 +84,34 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Optional[torch.Tensor],
+    extra_tokens: Optional[ExtraTokens] = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
     """Attention function of transformers: the one that the model is set to, with the extra keys and values.
 
     `query`, `key` and `value` are `(batch, heads, tokens, head_dim)`, `attention_mask` has a column for each extra token.
     """
-    tokens, module.config.extra.tokens = module.config.extra.tokens, None
-    function = _function_of(module)
+    running = module.config.running
+    running.is_on = True
+    try:
+        function = _function_of(module)
+        if extra_tokens is None:
+            return function(module, query, key, value, attention_mask, **kwargs)
+        return _attend_to_more(function, module, query, key, value, attention_mask, extra_tokens, **kwargs)
+    finally:
+        running.is_on = False
+
+
+def _attend_to_more(
+    function: Callable,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Optional[torch.Tensor],
+    tokens: ExtraTokens,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
     front, behind = ((_heads(module.k_proj, t, key), _heads(module.v_proj, t, value)) for t in tokens)
     keys, values = (_side_by_side(*parts) for parts in zip(front, (key, value), behind))
     if _only_trains(tokens.front, query, key, value, *behind) and not kwargs.get("dropout"):

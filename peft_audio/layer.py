@@ -42,7 +42,9 @@ class EncoderTunerLayer(HookedTunerLayer):
         self._attention_parameters = tuple(inspect.signature(modules.attention.forward).parameters)
         # Kept in a tuple so that they are not registered a second time, as children of this layer.
         self._foreign_modules = (modules.attention, modules.attention_norm, backbone.position_source)
-        self._extra_keys = let_in(modules.attention) if takes_extra_keys(modules.attention) else None
+        self._takes_extra_keys = takes_extra_keys(modules.attention)
+        if self._takes_extra_keys:
+            let_in(modules.attention)
         # How activations are saved for the backward pass: a context, from the layer's input.
         self.saving: Optional[Callable[[torch.Tensor], AbstractContextManager]] = None
         self._pass = LayerPass()
@@ -92,7 +94,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         active = [module for part in self.parts for _, module in self.active(part)]
         has_mask = any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))
         alone = all(getattr(module, "special_tokens_stand_alone", True) for module in active)
-        return bool(active) and alone and not has_mask and self._extra_keys is not None and not self._is_checkpointed
+        return bool(active) and alone and not has_mask and self._takes_extra_keys and not self._is_checkpointed
 
     def remove_hooks(self) -> None:
         super().remove_hooks()
@@ -130,10 +132,10 @@ class EncoderTunerLayer(HookedTunerLayer):
             self._pass.attention_input, self._pass.attention_residual = BlockInput(residual, tokens), None
         extra = self._extra_tokens(tokens)
         self._pass.num_prompts = 0 if extra is None or extra.front is None else extra.front.shape[1]
-        if self._extra_keys is not None:
-            self._extra_keys.tokens = extra
         if extra is None:
             return None
+        if self._takes_extra_keys:
+            kwargs = {**kwargs, "extra_tokens": extra}
         arguments = dict(zip(self._attention_parameters, args)) | kwargs
         for name, value in self._with_prompts(tokens, extra.front, mask, arguments).items():
             args, kwargs = self._with_argument(name, value, args, kwargs)
@@ -141,7 +143,7 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def _leave_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
         num_prompts = self._pass.num_prompts
-        if num_prompts == 0 or self._extra_keys is not None:
+        if num_prompts == 0 or self._takes_extra_keys:
             return None
         output = with_first(output, first_tensor(output)[:, num_prompts:])
         has_more = self._positions is not None and self._positions.crop is not None
@@ -249,7 +251,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         self, tokens: torch.Tensor, rows: Optional[torch.Tensor], mask: Any, arguments: dict
     ) -> dict[str, Any]:
         """Return the arguments of attention that prompts change."""
-        only_keys = self._extra_keys is not None
+        only_keys = self._takes_extra_keys
         num_prompts = 0 if rows is None else rows.shape[1]
         changed = {}
         if mask is not None:

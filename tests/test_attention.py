@@ -10,7 +10,7 @@ from prompted import assert_close, attentions_of, inputs_of, layers_of, prompted
 from tiny import NUM_LAYERS, make, make_inputs, randomize
 
 from peft_audio import IPETConfig
-from peft_audio.attention import AttentionConfig, ExtraTokens, keep_out, takes_extra_keys
+from peft_audio.attention import AttentionConfig, keep_out, takes_extra_keys
 
 
 OTHERS = [
@@ -70,7 +70,7 @@ def test_extra_keys_give_what_prompts_in_front_give(backbone, implementation, nu
     actual = [results(model, inputs) for inputs in batches]
     assert sum("prompt" in name for name in actual[0]) == NUM_LAYERS * num_adapters
     for layer, module in zip(layers_of(model), attentions_of(model)):
-        layer._extra_keys = None
+        layer._takes_extra_keys = False
         keep_out(module)
     assert_close(actual, [results(model, inputs) for inputs in batches])
 
@@ -81,12 +81,11 @@ def test_only_the_name_of_the_function_differs_in_the_configuration_of_attention
     originals = {module: module.config for module in base.modules() if hasattr(module, "k_proj")}
     before, model = base.config.to_dict(), prompted(backbone, base=base)
     for module in attentions_of(model):
-        module.q_proj.register_forward_hook(lambda *_, own=module.config: names.append(own._attn_implementation))
-    model(**make_inputs(backbone))
-    assert names == ["peft_audio"] * NUM_LAYERS
+        for projection in (module.q_proj, module.k_proj):  # of the tokens, then of the prompts while sdpa runs
+            projection.register_forward_hook(lambda *_, own=module.config: names.append(own._attn_implementation))
+    model(**make_inputs(backbone), output_hidden_states=True)
+    assert names == ["peft_audio", "peft_audio", "sdpa"] * NUM_LAYERS
     for module in attentions_of(model):
-        assert module.config._attn_implementation == "sdpa"
-        module.config.extra.tokens = ExtraTokens()
         assert module.config._attn_implementation == "peft_audio"
         assert all(getattr(module.config, name) is value for name, value in vars(originals[module]).items())
     assert base.config.to_dict() == before and base.config._attn_implementation == "sdpa"
@@ -101,11 +100,10 @@ def logits(model):
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_has_adapters_of_its_own(duplicate):
     model = prompted("ast").eval()
-    attentions_of(model)[0].config.extra.tokens = ExtraTokens()  # as after a call that was interrupted
     twin, expected = duplicate(model), logits(model)
     assert torch.equal(logits(twin), expected)
     for module, own in zip(attentions_of(model), attentions_of(twin)):
-        assert isinstance(own.config, AttentionConfig) and own.config.extra is not module.config.extra
+        assert isinstance(own.config, AttentionConfig) and own.config.running is not module.config.running
         assert own.config.original is twin.get_base_model().config
     changed = logits(randomize(twin))
     assert torch.equal(logits(model), expected) and not torch.allclose(changed, expected, atol=1e-3)
