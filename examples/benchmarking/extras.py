@@ -1,5 +1,6 @@
 """Comparisons that are no step of a subject: caches, mixed batches, inference, loading."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from benchmarking.measure import Batch, Precision, flops, prediction, time_each, training_step
-from benchmarking.subjects import AST_128, AST_1024, IPET, LORA, SUBJECTS, WAV2VEC2_1, Input
+from benchmarking.subjects import AST_128, AST_1024, IPET, LORA, SUBJECTS, WAV2VEC2_1, WAV2VEC2_3, Input
 from benchmarking.targets import Outcome
 from peft_audio import IPETConfig, ParallelMLPAdapterConfig, cache_frozen, resize_ast
 
@@ -52,13 +53,19 @@ def short_clips(precision: Precision, repeats: int) -> Iterator[Outcome]:
 
 
 def cached(precision: Precision, repeats: int) -> Iterator[Outcome]:
-    """Epochs from the cache against epochs from the input: a linear probe, and adapters in the upper half."""
+    """Epochs from the cache against epochs from the input: a linear probe, and adapters in the upper half. Without
+    dropout, which leaves nothing to cache."""
     probe = ParallelMLPAdapterConfig(layers_to_transform=[])
     upper = IPETConfig(num_virtual_tokens=4, bottleneck_dim=32, layers_to_transform=list(range(6, 12)))
-    cases = [("linear probe", probe, 100), ("IPET in the upper half of the layers", upper, 1.8)]
-    for name, config, target in cases:
-        model = get_peft_model(AST_1024.make_model(), config).to(precision.device).train()
-        clips = [{key: value[0] for key, value in AST_1024.make_batch(1, seed).items()} for seed in range(CLIPS)]
+    in_upper_half = "IPET in the upper half of the layers"
+    cases = [
+        (AST_1024, "linear probe", probe, 100),
+        (AST_1024, in_upper_half, upper, 1.8),
+        (WAV2VEC2_3, in_upper_half, upper, 1.8),
+    ]
+    for source, name, config, target in cases:
+        model = get_peft_model(source.make_model(dropout=False), copy.deepcopy(config)).to(precision.device).train()
+        clips = [{key: value[0] for key, value in source.make_batch(1, seed).items()} for seed in range(CLIPS)]
         with TemporaryDirectory() as folder:
             states = cache_frozen(model, clips, Path(folder), batch_size=1)
             seconds = time_each(
@@ -70,7 +77,7 @@ def cached(precision: Precision, repeats: int) -> Iterator[Outcome]:
                 precision,
             )
         ratio = seconds["input"] / seconds["cache"]
-        yield Outcome(f"{AST_1024.name}: {name}, epoch from the input / from the cache", ratio, target, at_least=True)
+        yield Outcome(f"{source.name}: {name}, epoch from the input / from the cache", ratio, target, at_least=True)
 
 
 def epoch_of(model: nn.Module, clips, precision: Precision) -> Callable[[], None]:
