@@ -41,8 +41,8 @@ def attend_to_frozen_tokens(
     """
     if torch.compiler.is_compiling() or module.config._attn_implementation != "sdpa":
         return None
-    # Hooks around this would put the kernel's tensors elsewhere, and checkpointing has only placeholders for them. Saved
-    # as it is, the output would keep its own graph alive.
+    # Checkpointing around this would not let the kernel's tensors be read here. Saved as it is, without `detach`, the
+    # output would keep its own graph alive.
     with saved_tensors_hooks(torch.Tensor.detach, _same):
         asks = query.detach().requires_grad_()
         output, _ = function(module, asks, keys.detach(), values.detach(), attention_mask, **kwargs)

@@ -54,8 +54,6 @@ def test_large_activations_are_kept_in_float16_and_weights_as_they_are(backbone)
     layers = model.config.num_hidden_layers
     assert len(halves) >= 5 * (layers - 1)
     assert not weights & {tuple(tensor.shape) for tensor in halves}
-    addresses = [(tensor.data_ptr(), tensor.shape) for tensor in halves]
-    assert len(addresses) == len(set(addresses)) + sum(addresses.count(a) - 1 for a in set(addresses))
     loss.backward()
 
 

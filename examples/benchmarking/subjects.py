@@ -78,6 +78,13 @@ def with_lora(model: PreTrainedModel) -> nn.Module:
     return get_peft_model(model, LoraConfig(r=8, target_modules=names, modules_to_save=list(resolve(model).head)))
 
 
+def with_lora_and_frozen_front_end(model: PreTrainedModel) -> nn.Module:
+    front_end = resolve(model).front_end
+    if front_end is not None:
+        front_end._freeze_parameters()
+    return with_lora(model)
+
+
 def with_adapters(make_config: Callable[..., PeftConfig], **fields) -> Callable[[PreTrainedModel], nn.Module]:
     return lambda model: get_peft_model(model, make_config(**fields))
 
@@ -87,6 +94,7 @@ def with_half_precision_activations(model: PreTrainedModel) -> nn.Module:
 
 
 FULL, LORA = "full fine-tuning", "LoRA of PEFT (r = 8 on query and value)"
+LORA_FROZEN = "LoRA, with the front end's backward pass turned off"
 IPET, IPET_LARGE = "IPET (k = 4, h = 32)", "IPET (k = 64, h = 64)"
 IPET_HALF = "IPET (k = 4, h = 32), activations in half precision"
 LAYER_WIDE = "the same, prompts in front of whole layers"
@@ -96,6 +104,7 @@ LOAA, AAT_MS = "LoAA T + F (r = 36)", "AAT^MS (d / 4)"
 SUBJECTS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
     FULL: lambda model: model,
     LORA: with_lora,
+    LORA_FROZEN: with_lora_and_frozen_front_end,
     IPET: with_adapters(IPETConfig, num_virtual_tokens=4, bottleneck_dim=32),
     IPET_HALF: with_half_precision_activations,
     IPET_LARGE: with_adapters(IPETConfig, num_virtual_tokens=64, bottleneck_dim=64),

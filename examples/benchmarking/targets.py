@@ -13,13 +13,14 @@ from benchmarking.subjects import (
     LAYER_WIDE_FROZEN,
     LOAA,
     LORA,
+    LORA_FROZEN,
     WAV2VEC2_1,
     WAV2VEC2_3,
     Input,
 )
 
 
-STEP, SAVED, CHECKPOINT = "step_seconds", "saved_bytes", "checkpoint_bytes"
+STEP, SAVED = "step_seconds", "saved_bytes"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ TARGETS = [
     Target(WAV2VEC2_1, IPET_LARGE, LAYER_WIDE, STEP, 0.47),
     Target(WAV2VEC2_1, IPET_LARGE, LAYER_WIDE_FROZEN, STEP),
     Target(WAV2VEC2_3, IPET, LORA, STEP, 0.60),
+    Target(WAV2VEC2_3, IPET, LORA_FROZEN, STEP),
     Target(AST_1024, IPET, FULL, STEP, 0.70),
     Target(AST_1024, IPET, LORA, STEP, 0.97),
     Target(AST_1024, IPET, LORA, SAVED, 0.91),

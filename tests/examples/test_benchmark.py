@@ -167,7 +167,9 @@ def test_everything_is_measured_and_written(small, tmp_path, capsys):
     assert [row["input"] for row in report["rows"]] == [name for name in inputs for _ in subjects.SUBJECTS]
     for row in report["rows"]:
         assert row["step_seconds"] > 0 and row["forward_seconds"] > 0 and row["saved_bytes"] > 0
-        assert (row["checkpoint_bytes"] is None) == ("whole layers" in row["method"] or "front end" in row["method"])
+        assert (row["checkpoint_bytes"] is None) == (
+            "whole layers" in row["method"] or "front end frozen" in row["method"]
+        )
     named = [target["name"] for target in report["targets"]]
     wanted = [target.name for name in inputs for target in targets.TARGETS if target.source.name == name]
     assert named[: len(wanted)] == wanted and len(named) == len(wanted) + 9
