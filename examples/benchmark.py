@@ -139,16 +139,17 @@ def profile(source: Input, options: argparse.Namespace, precision: Precision) ->
     """Prints the operations that a step of each method spends most time in."""
     names = [IPET] if options.methods == list(SUBJECTS) else options.methods
     batch = on_device(source.make_batch(options.batch_size or INPUTS[source]), precision)
+    time = "self_device_time_total" if precision.device.type == "cuda" else "self_cpu_time_total"
     shares = {}
     for name, model in make_subjects(source, names, options.dropout):
         step = training_step(model.to(precision.device), batch, precision)
         step()
         with torch.profiler.profile() as profiler:
             step()
-        events = profiler.key_averages()
-        total = sum(event.self_cpu_time_total for event in events)
-        top = sorted(events, key=lambda event: -event.self_cpu_time_total)[:12]
-        shares[name] = {event.key: event.self_cpu_time_total / total for event in top}
+            precision.wait()
+        times = {event.key: getattr(event, time) for event in profiler.key_averages()}
+        top = sorted(times, key=times.get, reverse=True)[:12]
+        shares[name] = {key: times[key] / sum(times.values()) for key in top}
         print(f"{source.name}, {name}")
         for key, share in shares[name].items():
             print(f"  {share:6.1%}  {key}")

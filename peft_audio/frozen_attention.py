@@ -15,7 +15,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 LOG_SUM_EXP = ("_saved_logsumexp", "_saved_log_sumexp")  # in torch's fused kernels, by kernel
+UNSEEN = -1e30  # below it, all keys of a query are masked, and kernels differ
+TOLERANCE = 1e-2  # of half precision; another base of the logarithm is off by 44 %
 DEPTH = 4  # how far in front of the output the kernel is looked for: transformers transposes and copies what it gives
+
+# By kernel and type of device: there are more of them than this was tried on, so each is looked at when first met.
+_gives_log_sum_exp: dict[tuple[str, str], bool] = {}
 
 
 def attend_to_frozen_tokens(
@@ -46,10 +51,17 @@ def attend_to_frozen_tokens(
     with saved_tensors_hooks(torch.Tensor.detach, _same):
         asks = query.detach().requires_grad_()
         output, _ = function(module, asks, keys.detach(), values.detach(), attention_mask, **kwargs)
-        log_sum_exp = _log_sum_exp(output.grad_fn)
-    if log_sum_exp is None or log_sum_exp.dim() != 3:
+        kernel, log_sum_exp = _log_sum_exp(output.grad_fn)
+    if log_sum_exp is None or log_sum_exp.shape[:2] != query.shape[:2]:
         return None
+    # cuDNN's has a last dimension of 1, the memory-efficient kernel's is padded.
+    log_sum_exp = log_sum_exp.flatten(2)[..., : query.shape[2]]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    kernel = (kernel, query.device.type)
+    if kernel not in _gives_log_sum_exp:
+        _gives_log_sum_exp[kernel] = _is_log_sum_exp(log_sum_exp, query, keys, attention_mask, scale)
+    if not _gives_log_sum_exp[kernel]:
+        return None
     return _PromptGradient.apply(prompt_keys, prompt_values, query, output.detach(), log_sum_exp, scale)
 
 
@@ -57,15 +69,30 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _log_sum_exp(node: Any) -> Optional[torch.Tensor]:
+def _log_sum_exp(node: Any) -> tuple[str, Optional[torch.Tensor]]:
+    """Return the name of the kernel behind an output and what it saved."""
     for _ in range(DEPTH):
         for name in LOG_SUM_EXP:
             if hasattr(node, name):
-                return getattr(node, name)
+                return node.name(), getattr(node, name)
         if node is None or not node.next_functions:
-            return None
+            break
         node = node.next_functions[0][0]
-    return None
+    return "", None
+
+
+@torch.no_grad()
+def _is_log_sum_exp(
+    saved: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, mask: Optional[torch.Tensor], scale: float
+) -> bool:
+    """Whether a kernel means by its saved tensor what `_PromptGradient` does, seen in a head of a sample."""
+    scores = query[:1, :1].float() @ keys[:1, :1].float().transpose(-1, -2) * scale
+    if mask is not None:
+        mask = mask.expand(*saved.shape, keys.shape[2])[:1, :1]
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+    expected = scores.logsumexp(-1)
+    in_use = expected > UNSEEN
+    return torch.allclose(saved[:1, :1][in_use].float(), expected[in_use], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 class _PromptGradient(torch.autograd.Function):

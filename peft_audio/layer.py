@@ -94,7 +94,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         active = [module for part in self.parts for _, module in self.active(part)]
         has_mask = any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))
         alone = all(getattr(module, "special_tokens_stand_alone", True) for module in active)
-        return bool(active) and alone and not has_mask and self._takes_extra_keys and not self._is_checkpointed
+        return len(active) > 0 and alone and not has_mask and self._takes_extra_keys and not self._is_checkpointed
 
     def remove_hooks(self) -> None:
         super().remove_hooks()

@@ -13,7 +13,7 @@ from tiny import NUM_LAYERS, make, make_inputs
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from peft_audio import attention
+from peft_audio import attention, frozen_attention
 from peft_audio.frozen_attention import attend_to_frozen_tokens
 
 
@@ -28,6 +28,13 @@ def answers(monkeypatch):
 
     monkeypatch.setattr(attention, "attend_to_frozen_tokens", attend)
     return given
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """What was seen of each kernel, nothing yet."""
+    monkeypatch.setattr(frozen_attention, "_gives_log_sum_exp", {})
+    return frozen_attention._gives_log_sum_exp
 
 
 def take_torch_s_own(patch):
@@ -69,25 +76,61 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("scaling", [None, 1.0, 0.3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_attention_to_frozen_tokens_is_attention_written_out(mask, scaling, dtype):
-    mask = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+def states_of(mask=None, dtype=torch.float32):
     query, *tokens = (torch.randn(2, 3, length, 8, dtype=dtype) for length in (4, 5, 5))
     prompts = [torch.randn(2, 3, 2, 8, dtype=dtype, requires_grad=True) for _ in range(2)]
     keys, values = (torch.cat(pair, dim=2) for pair in zip(prompts, tokens))
-    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"), is_causal=False)
-    states = (query, keys, values, *prompts, mask)
-    actual = attend_to_frozen_tokens(sdpa_attention_forward, module, *states, scaling=scaling, dropout=0.0)
+    return query, keys, values, *prompts, mask
 
+
+def attend(states, **kwargs):
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"), is_causal=False)
+    return attend_to_frozen_tokens(sdpa_attention_forward, module, *states, dropout=0.0, **kwargs)
+
+
+def written_out(query, keys, values, mask, scaling=None):
     scores = torch.einsum("bhqd,bhkd->bhqk", query, keys) * (scaling or 1 / math.sqrt(8))
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    expected = torch.einsum("bhqk,bhkd->bqhd", scores.softmax(-1), values)
+    return torch.einsum("bhqk,bhkd->bqhd", scores.softmax(-1), values), scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("scaling", [None, 1.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attention_to_frozen_tokens_is_attention_written_out(mask, scaling, dtype, kernels):
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+    *states, prompt_keys, prompt_values, mask = states_of(mask, dtype)
+    prompts = [prompt_keys, prompt_values]
+    actual = attend((*states, *prompts, mask), scaling=scaling)
+    expected, _ = written_out(*states, mask, scaling)
     weights = torch.randn_like(expected)
     assert_close(actual, expected, dtype)
     assert_close(*(torch.autograd.grad((output * weights).sum(), prompts) for output in (actual, expected)), dtype)
+    assert list(kernels.values()) == [True]
+
+
+SAVED = {  # from what the softmax is divided by, what a kernel might save, and whether that can be used
+    "with a last dimension": (lambda saved: saved[..., None], True),
+    "padded": (lambda saved: torch.nn.functional.pad(saved, (0, 28), value=math.nan), True),
+    "in another base": (lambda saved: saved / math.log(2), False),
+    "queries before heads": (lambda saved: saved.transpose(1, 2), False),
+    "joined over the batch": (lambda saved: saved.transpose(0, 1).flatten(1), False),
+}
+
+
+@pytest.mark.parametrize("case", SAVED)
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_another_kernel_is_used_where_it_saves_the_same(case, mask, kernels, monkeypatch):
+    change, usable = SAVED[case]
+    *states, prompt_keys, prompt_values, mask = states_of(mask)
+    expected, log_sum_exp = written_out(*states, mask)
+    monkeypatch.setattr(frozen_attention, "_log_sum_exp", lambda node: ("other", change(log_sum_exp.detach())))
+    for _ in range(2):
+        actual = attend((*states, prompt_keys, prompt_values, mask))
+        assert (actual is not None) == usable
+    if usable:
+        assert_close(*(torch.autograd.grad(output.square().sum(), prompt_keys) for output in (actual, expected)))
 
 
 def nodes_of(tensor):

@@ -206,3 +206,39 @@ def test_a_layer_that_is_left_out_at_random_is_not_passed_over(tmp_path):
     with pytest.raises(RuntimeError, match="did not run.*layerdrop"):
         model(**batch_of(cached))
     assert logits(model.eval(), batch_of(cached)).shape == (4, NUM_LABELS)
+
+
+# ---- weights that are spread over processes --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def spread_by_fsdp(model):
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    encoder = unwrapped(model).wav2vec2.encoder
+    for module in (*encoder.layers, encoder):
+        torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+
+
+def spread_by_zero(model):
+    """As DeepSpeed leaves a parameter outside of its module's forward pass, but for its size."""
+    weight = unwrapped(model).wav2vec2.encoder.layers[0].feed_forward.output_dense.weight
+    weight.data, weight.ds_id = weight.data.clone(), 0
+
+
+@pytest.mark.parametrize("spread", [spread_by_fsdp, spread_by_zero])
+def test_a_frozen_part_that_is_spread_over_processes_is_refused(spread, one_process_group, tmp_path):
+    model, samples = SETUPS["upper_ipet"]("wav2vec2"), Samples("wav2vec2")
+    batch = batch_of(cache(model, samples, tmp_path / "before"))
+    spread(model)
+    with pytest.raises(RuntimeError, match="spread over several processes.*torchrun"):
+        model(**batch)
+    with pytest.raises(RuntimeError, match="spread over several processes.*torchrun"):
+        cache(model, samples, tmp_path / "after")
+    assert not (tmp_path / "after").exists()
+    assert logits(model, batch_of(samples)).isfinite().all()

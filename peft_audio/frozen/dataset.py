@@ -64,8 +64,10 @@ def cache_frozen(
             place; the frozen part is random in training mode; the data set gives other values each time or samples of
             different shapes; or the states do not fit in.
         OSError: the folder cannot be written to. What it has got stays of use.
+        RuntimeError: FSDP or ZeRO-3 has spread the frozen part over processes.
 
-    The model raises RuntimeError for cached states when something before that place trains or has changed since.
+    The model raises RuntimeError for cached states when something before that place trains, has changed since or has
+    been spread over processes.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     resolve(base)  # before anything is asked of a model of another kind

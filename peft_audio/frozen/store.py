@@ -31,6 +31,7 @@ PACKAGES = ("torch", "transformers")
 NAMES_ONLY = ("_name_or_path", "architectures", "id2label", "label2id", "transformers_version")
 STALE_SECONDS = 3600  # no entry takes that long to write: what is older was left behind by a run that was killed
 CHECKSUM = "crc32"
+SPREAD = ("device_mesh", "ds_id")  # what tensors have of which each process holds a part: FSDP's, ZeRO-3's
 
 
 def settings_of(model: nn.Module, path: str, dtype: torch.dtype, digest: str) -> str:
@@ -75,6 +76,11 @@ def key_of(inputs: dict[str, torch.Tensor]) -> str:
 
 
 def _bytes_of(tensor: torch.Tensor) -> Iterator[Any]:
+    if any(hasattr(tensor, name) for name in SPREAD):
+        raise RuntimeError(
+            "The frozen part is spread over several processes (FSDP or ZeRO-3), and cached states need all of it in each. "
+            "Start the same script with torchrun, which copies the model to every process, or train from the input."
+        )
     if hasattr(tensor, "__tensor_flatten__"):  # quantised by torchao: several tensors in one
         for name in tensor.__tensor_flatten__()[0]:
             yield from _bytes_of(getattr(tensor, name))
