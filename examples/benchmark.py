@@ -13,7 +13,7 @@ import argparse
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import peft
@@ -175,20 +175,12 @@ def environment(precision: Precision, dropout: bool) -> dict:
 def print_tables(rows: list[dict], found: list[dict]) -> None:
     console = Console(width=160)
     for source in dict.fromkeys(row["input"] for row in rows):
-        here = {row["method"]: row for row in rows if row["input"] == source}
-        table = Table(
-            "method", "trainable", "step / full", "forward / bare", "MB saved", "checkpoint KB", title=source
-        )
-        bare = here.get(FULL, {})
-        for name, row in here.items():
-            table.add_row(
-                name,
-                f"{row['trainable_parameters']:,}",
-                ratio(row, bare, "step_seconds"),
-                ratio(row, bare, "forward_seconds"),
-                f"{row['saved_bytes'] / 1e6:.1f}",
-                f"{row['checkpoint_bytes'] / 1e3:,.0f}" if row["checkpoint_bytes"] else "",
-            )
+        here = [row for row in rows if row["input"] == source]
+        bare = next((row for row in here if row["method"] == FULL), {})
+        table = Table("method", "trainable", *COLUMNS, title=source)
+        for row in here:
+            cells = [tell(row, bare) for tell in COLUMNS.values()]
+            table.add_row(row["method"], f"{row['trainable_parameters']:,}", *cells)
         console.print(table)
     table = Table("figure", "measured", "to reach", "")
     for outcome in found:
@@ -198,8 +190,22 @@ def print_tables(rows: list[dict], found: list[dict]) -> None:
     console.print(table)
 
 
-def ratio(row: dict, bare: dict, figure: str) -> str:
-    return f"{row[figure] / bare[figure]:.2f}" if figure in row and figure in bare else ""
+def ratio(figure: str) -> Callable[[dict, dict], str]:
+    return lambda row, bare: f"{row[figure] / bare[figure]:.2f}" if figure in row and figure in bare else ""
+
+
+def amount(figure: str, unit: float) -> Callable[[dict, dict], str]:
+    return lambda row, bare: f"{row[figure] / unit:,.1f}" if row.get(figure) else ""
+
+
+# Of a table, from the row of a method and that of full fine-tuning.
+COLUMNS = {
+    "step / full": ratio("step_seconds"),
+    "forward / bare": ratio("forward_seconds"),
+    "MB saved": amount("saved_bytes", 1e6),
+    "peak MB (GPU)": amount("peak_bytes", 1e6),
+    "checkpoint KB": amount("checkpoint_bytes", 1e3),
+}
 
 
 if __name__ == "__main__":

@@ -128,8 +128,8 @@ def _function_of(module: nn.Module) -> Callable:
 
 
 def _only_trains(prompts: Optional[torch.Tensor], *states: Optional[torch.Tensor]) -> bool:
-    frozen = not any(state is not None and state.requires_grad for state in states)
-    return frozen and prompts is not None and prompts.requires_grad
+    trains = torch.is_grad_enabled() and prompts is not None and prompts.requires_grad
+    return trains and not any(state is not None and state.requires_grad for state in states)
 
 
 def _heads(projection: nn.Module, tokens: Optional[torch.Tensor], like: torch.Tensor) -> Optional[torch.Tensor]:

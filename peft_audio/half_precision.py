@@ -28,8 +28,9 @@ def save_activations_in_half(model: nn.Module, enabled: bool = True) -> nn.Modul
     """Keep the activations that adapted layers save for the backward pass in float16, half their float32 size, in place.
 
     The forward pass and the loss stay as they are; gradients, computed from rounded activations, are off by far less than
-    a percent. Every tensor is scaled by its largest element, so none is too large for float16. It costs far less time than gradient checkpointing. Where a layer is checkpointed, or compiled, or its
-    activations are in half precision already, nothing changes.
+    a percent. Every tensor is scaled by its largest element, so none is too large for float16. It costs far less time
+    than gradient checkpointing. Where a layer is checkpointed, or compiled, or its activations are in half precision
+    already, nothing changes.
 
     Args:
         model: a model with adapters of this package on encoder layers.

@@ -10,6 +10,7 @@ import tiny
 import torch
 from prompted import assert_close, inputs_of, layers_of, prompted, results
 from tiny import NUM_LAYERS, make, make_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -167,6 +168,25 @@ def test_dropout_and_eager_attention_take_torch_s_own_backward_pass(options, ans
     assert answers == ([None] if "attn_implementation" in options else [])
     take_torch_s_own(monkeypatch)
     assert_close(actual, results(model, make_inputs("ast")))
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the calls of attention's kernels."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "scaled_dot_product" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backbone", ["ast", "wav2vec2", "hubert-stable", "whisper"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_attention_runs_once_a_layer(backbone, trains):
+    model = prompted(backbone, "embedding_prompt")
+    with torch.set_grad_enabled(trains), Kernels() as kernels:
+        model(**make_inputs(backbone))
+    assert kernels.count == NUM_LAYERS
 
 
 @pytest.mark.parametrize("backbone", ["ast", "wav2vec2", "whisper"])
