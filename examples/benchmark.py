@@ -12,7 +12,6 @@ weights. Times are medians of steps that take turns, on one machine in one run: 
 import argparse
 import platform
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,7 +48,6 @@ def main(arguments: list[str] | None = None) -> dict:
     options = parse(arguments)
     silence_peft()
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "FlopCounter")
     precision = Precision(options.device, getattr(torch, options.dtype))
     if options.profile:
         return profile(SOURCES[options.profile], options, precision)

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from prompted import assert_close, inputs_of, layers_of, prompted, results
-from tiny import NUM_LAYERS, make, make_inputs
+from tiny import BACKBONES, NUM_LAYERS, make, make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -180,13 +180,15 @@ class Kernels(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("backbone", ["ast", "wav2vec2", "hubert-stable", "whisper"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("trains", [False, True])
-def test_attention_runs_once_a_layer(backbone, trains):
-    model = prompted(backbone, "embedding_prompt")
-    with torch.set_grad_enabled(trains), Kernels() as kernels:
-        model(**make_inputs(backbone))
-    assert kernels.count == NUM_LAYERS
+def test_attention_runs_as_often_as_in_the_base_model(backbone, trains):
+    calls = []
+    for model in (make(backbone), prompted(backbone, "embedding_prompt")):
+        with torch.set_grad_enabled(trains), Kernels() as kernels:
+            model(**make_inputs(backbone))
+        calls.append(kernels.count)
+    assert calls[0] == calls[1]
 
 
 @pytest.mark.parametrize("backbone", ["ast", "wav2vec2", "whisper"])

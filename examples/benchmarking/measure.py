@@ -12,11 +12,12 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarking.layer_wide import LayerWidePrompts
 
 
+aten = torch.ops.aten
 Batch = dict[str, torch.Tensor]
 
 
@@ -118,11 +119,35 @@ def peak_bytes(step: Callable[[], None], precision: Precision) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
+# torch has no formulas for attention's kernels on CPUs.
+FORMULAS = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+
+
+class CountedFlops(TorchDispatchMode):
+    """Adds up operations by torch's formulas. Unlike torch's counter it puts no hooks on modules, beside which adapted
+    layers leave nothing out."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        formula = FORMULAS.get(function._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=outputs)
+        return outputs
+
+
 def flops(step: Callable[[], None]) -> int:
     """Floating point operations of matrix products, convolutions and attention in a step."""
-    with FlopCounterMode(display=False) as counter:
+    with CountedFlops() as counted:
         step()
-    return counter.get_total_flops()
+    return counted.total
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -76,6 +76,24 @@ def test_flops_of_a_linear_map_are_counted_by_hand():
     assert measure.flops(lambda: model(inputs).sum().backward()) == 3 * (2 * 3 * 5 * 7)
 
 
+def test_flops_of_attention_are_counted_by_hand():
+    batch, heads, queries, keys, head_dim = 2, 3, 5, 7, 8
+    query, key, value = (torch.randn(batch, heads, length, head_dim) for length in (queries, keys, keys))
+    counted = measure.flops(lambda: nn.functional.scaled_dot_product_attention(query, key, value))
+    assert counted == 2 * (2 * batch * heads * queries * keys * head_dim)
+
+
+def test_counting_flops_leaves_adapted_layers_free_to_leave_something_out():
+    model, batch = SMALL["ipet"](make("ast")).train(), batch_for("ast")
+
+    def step():
+        model(**batch).loss.backward()
+
+    counted = measure.flops(step)
+    ignore_read_tokens(model.get_base_model())
+    assert counted < 0.9 * measure.flops(step)
+
+
 def test_functions_take_turns_and_the_median_counts(monkeypatch):
     called, now = [], [0.0]
     durations = {"a": iter([9, 1, 5, 2]), "b": iter([9, 3, 3, 8])}
