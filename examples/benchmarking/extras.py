@@ -132,19 +132,29 @@ def switching(precision: Precision, repeats: int) -> Iterator[Outcome]:
 
     yield Outcome("AST-base: switching the active adapter", milliseconds(switch, 4 * repeats), 5, unit="ms")
     with TemporaryDirectory() as folder:
-        model.save_pretrained(folder, selected_adapters=["adapter0"])
-        path = str(Path(folder, "adapter0"))
-        load_ms = milliseconds(lambda number: model.load_adapter(path, f"loaded{number}"), repeats)
+        model = SUBJECTS[IPET](AST_1024.make_model()).to(precision.device).eval()
+        model.save_pretrained(folder)
+
+        def load(number: int) -> None:
+            model.load_adapter(folder, f"loaded{number}")
+
+        def unload(number: int) -> None:
+            model.delete_adapter(f"loaded{number}")
+
+        load_ms = milliseconds(load, 2 * repeats, unload)
     yield Outcome("AST-base: loading an adapter from disk", load_ms, 100, unit="ms")
 
 
-def milliseconds(action: Callable[[int], None], repeats: int) -> float:
-    """Median over calls with the numbers 1, 2, ..., after one with 0."""
+def milliseconds(
+    action: Callable[[int], None], repeats: int, undo: Callable[[int], None] = lambda number: None
+) -> float:
+    """Median over calls with the numbers 1, 2, ..., after one with 0; `undo` takes no part in it."""
     seconds = []
     for number in range(repeats + 1):
         start = time.perf_counter()
         action(number)
         seconds.append(time.perf_counter() - start)
+        undo(number)
     return 1e3 * statistics.median(seconds[1:])
 
 
