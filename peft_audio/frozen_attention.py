@@ -86,7 +86,8 @@ def _is_log_sum_exp(
     saved: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, mask: Optional[torch.Tensor], scale: float
 ) -> bool:
     """Whether a kernel means by its saved tensor what `_PromptGradient` does, seen in a head of a sample."""
-    scores = query[:1, :1].float() @ keys[:1, :1].float().transpose(-1, -2) * scale
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query[:1, :1].float() @ keys[:1, :1].float().transpose(-1, -2) * scale
     if mask is not None:
         mask = mask.expand(*saved.shape, keys.shape[2])[:1, :1]
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()

@@ -111,6 +111,15 @@ def test_attention_to_frozen_tokens_is_attention_written_out(mask, scaling, dtyp
     assert list(kernels.values()) == [True]
 
 
+@pytest.mark.parametrize("backbone", ["ast", "wav2vec2"])
+def test_a_kernel_is_first_met_under_autocast(backbone, kernels):
+    model = prompted(backbone, "embedding_prompt")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**make_inputs(backbone)).logits.float().square().mean()
+    loss.backward()
+    assert list(kernels.values()) == [True]
+
+
 SAVED = {  # from what the softmax is divided by, what a kernel might save, and whether that can be used
     "with a last dimension": (lambda saved: saved[..., None], True),
     "padded": (lambda saved: torch.nn.functional.pad(saved, (0, 28), value=math.nan), True),
