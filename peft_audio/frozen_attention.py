@@ -44,7 +44,9 @@ def attend_to_frozen_tokens(
     Returns:
         None where torch's kernel does not leave what this needs, the logarithm of the softmax's denominator.
     """
-    if torch.compiler.is_compiling() or module.config._attn_implementation != "sdpa":
+    # Fake tensors, of which shapes are taken, have a type of their own.
+    has_values = type(query) is torch.Tensor and not query.is_meta
+    if torch.compiler.is_compiling() or module.config._attn_implementation != "sdpa" or not has_values:
         return None
     # Checkpointing around this would not let the kernel's tensors be read here. Saved as it is, without `detach`, the
     # output would keep its own graph alive.

@@ -3,13 +3,15 @@
 import functools
 import gc
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from prompted import assert_close, inputs_of, layers_of, prompted, results
-from tiny import BACKBONES, NUM_LAYERS, make, make_inputs
+from tiny import BACKBONES, NUM_LABELS, NUM_LAYERS, make, make_inputs
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -118,6 +120,22 @@ def test_a_kernel_is_first_met_under_autocast(backbone, kernels):
         loss = model(**make_inputs(backbone)).logits.float().square().mean()
     loss.backward()
     assert list(kernels.values()) == [True]
+
+
+@pytest.mark.parametrize("backbone", ["ast", "wav2vec2"])
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_tensors_without_values_take_torch_s_own_backward_pass(kind, backbone, kernels):
+    model, inputs = prompted(backbone, "embedding_prompt"), make_inputs(backbone)
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if kind == "fake" else nullcontext()
+    if kind == "meta":
+        model.to("meta")
+    with mode:
+        inputs = {
+            name: mode.from_tensor(value) if kind == "fake" else value.to("meta") for name, value in inputs.items()
+        }
+        logits = model(**inputs).logits
+        logits.sum().backward()
+    assert logits.shape == (2, NUM_LABELS) and not kernels
 
 
 SAVED = {  # from what the softmax is divided by, what a kernel might save, and whether that can be used
