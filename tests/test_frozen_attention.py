@@ -122,6 +122,11 @@ def test_a_kernel_is_first_met_under_autocast(backbone, kernels):
     assert list(kernels.values()) == [True]
 
 
+def test_a_kernel_of_which_nothing_was_seen_is_not_trusted(kernels):
+    assert attend(states_of(torch.zeros(2, 1, 4, 7, dtype=torch.bool))) is None
+    assert list(kernels.values()) == [False]
+
+
 @pytest.mark.parametrize("kind, backbone", [("meta", "ast"), ("meta", "wav2vec2"), ("fake", "ast")])
 def test_tensors_without_values_take_torch_s_own_backward_pass(kind, backbone, kernels):
     model, inputs = prompted(backbone, "embedding_prompt"), make_inputs(backbone)
