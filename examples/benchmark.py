@@ -1,6 +1,6 @@
 """Speed and memory of every method, side by side with full fine-tuning, LoRA and prompts in front of whole layers.
 
-    python examples/benchmark.py --output_dir OUT                       # everything, about half an hour on two cores
+    python examples/benchmark.py --output_dir OUT                       # everything, about 45 minutes on two cores
     python examples/benchmark.py --output_dir OUT --quick               # bytes only, which are exact, under two minutes
     python examples/benchmark.py --output_dir OUT --device cuda --dtype bfloat16 --batch_size 64 --peak_tflops 989
     python examples/benchmark.py --output_dir OUT --profile "wav2vec2-base, 1 s"
@@ -22,6 +22,7 @@ from benchmarking.extras import EXTRAS, on_device, utilisation
 from benchmarking.measure import (
     Precision,
     checkpoint_bytes,
+    flops,
     peak_bytes,
     prediction,
     saved_bytes,
@@ -124,6 +125,7 @@ def measure_times(models: dict, batch: dict, rows: list[dict], repeats: int, pre
     seconds = time_each(steps, repeats, precision)
     for row in rows:
         row["step_seconds"] = seconds[row["method"]]
+        row["flops"] = flops(steps[row["method"]])
         row["peak_bytes"] = peak_bytes(steps[row["method"]], precision)
     for model in models.values():
         model.eval()
@@ -200,6 +202,7 @@ def amount(figure: str, unit: float) -> Callable[[dict, dict], str]:
 COLUMNS = {
     "step / full": ratio("step_seconds"),
     "forward / bare": ratio("forward_seconds"),
+    "FLOP / full": ratio("flops"),
     "MB saved": amount("saved_bytes", 1e6),
     "peak MB (GPU)": amount("peak_bytes", 1e6),
     "checkpoint KB": amount("checkpoint_bytes", 1e3),

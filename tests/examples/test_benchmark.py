@@ -183,8 +183,10 @@ def test_everything_is_measured_and_written(small, tmp_path, capsys):
     report = benchmark.main(["--output_dir", str(tmp_path), "--device", "cpu", "--repeats", "1", "--inputs", *inputs])
     assert json.loads((tmp_path / "benchmark.json").read_text()) == report
     assert [row["input"] for row in report["rows"]] == [name for name in inputs for _ in subjects.SUBJECTS]
+    most = {row["input"]: row["flops"] for row in report["rows"] if "whole layers" in row["method"]}
     for row in report["rows"]:
         assert row["step_seconds"] > 0 and row["forward_seconds"] > 0 and row["saved_bytes"] > 0
+        assert 0 < row["flops"] <= most[row["input"]]
         assert (row["checkpoint_bytes"] is None) == (
             "whole layers" in row["method"] or "front end frozen" in row["method"]
         )
