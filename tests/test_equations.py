@@ -185,6 +185,37 @@ def test_a_kernel_of_one_tap_is_a_bottleneck_without_bias():
     assert torch.equal(conv(tokens, TokenLayout((3, 4))), plain(tokens))
 
 
+@pytest.mark.parametrize("kernel", [None, (1, 3), (3, 1)])
+@pytest.mark.parametrize("learn_scaling", [False, True])
+def test_the_factor_is_on_all_that_a_bottleneck_gives(kernel, learn_scaling):
+    options = {"kernel": kernel, "init_weights": False}
+    scaled = Bottleneck(16, 4, torch.nn.GELU(), scaling=-0.3, learn_scaling=learn_scaling, **options)
+    plain = Bottleneck(16, 4, torch.nn.GELU(), **options)
+    torch.nn.init.normal_(scaled.up.bias)
+    plain.load_state_dict(scaled.state_dict(), strict=not learn_scaling)
+    factor = torch.tensor(-0.3, requires_grad=True)
+    tokens, layout = torch.randn(2, 14, 16), TokenLayout((3, 4))
+    actual, expected = scaled(tokens, layout), factor * plain(tokens, layout)
+    torch.testing.assert_close(actual, expected)
+    actual.square().sum().backward()
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    gradients |= {"scaling": factor.grad} if learn_scaling else {}
+    for name, parameter in scaled.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], msg=name)
+
+
+def test_a_learned_factor_needs_nothing_wide_for_the_backward_pass():
+    saved, tokens = [], torch.randn(2, 14, 64)
+    block = Bottleneck(64, 4, torch.nn.GELU(), scaling=0.1, learn_scaling=True)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
+        block(tokens)
+    wide = [tensor for tensor in saved if tensor.numel() == tokens.numel()]
+    assert wide and all(tensor.data_ptr() == tokens.data_ptr() for tensor in wide)
+
+
 def test_a_grid_with_too_few_tokens_is_refused():
     with pytest.raises(ValueError, match="8 x 64 needs 512 tokens, got 511"):
         GridConv(4, 2, (1, 3))(torch.randn(1, 511, 4), TokenLayout((8, 64)))

@@ -17,7 +17,7 @@ def grids(model):
     calls = []
     for module in model.modules():
         if isinstance(module, GridConv):
-            module.register_forward_hook(lambda conv, args, output: calls.append((conv, *args, output)))
+            module.register_forward_hook(lambda conv, args, output: calls.append((conv, *args[:2], output)))
     return calls
 
 

@@ -1,8 +1,10 @@
 """What every method does on every backbone: start, gradients, switching off, taking off, hidden states, masks."""
 
+import functools
+
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from tiny import (
     BACKBONES,
     METHODS,
@@ -18,7 +20,7 @@ from tiny import (
 
 from peft_audio import EmbeddingPromptConfig, IPETConfig, ParallelMLPAdapterConfig
 from peft_audio.layer import EncoderTunerLayer
-from peft_audio.tuner_layer import HookedTunerLayer
+from peft_audio.tuner_layer import HookedTunerLayer, first_tensor
 
 
 LABELS = torch.tensor([0, 3])
@@ -58,6 +60,33 @@ def test_autocast_and_low_precision_base(method):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = logits(full, "ast")
     torch.testing.assert_close(mixed.float(), logits(full, "ast"), atol=0.2, rtol=0.1)
+
+
+def dtypes_under_autocast(model, backbone):
+    """The dtype of what every module of the base model gives."""
+    seen = {}
+
+    def look(name, module, args, output):
+        seen[name.replace(".base_layer", "")] = getattr(first_tensor(output), "dtype", None)
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    for name, module in base.named_modules():
+        module.register_forward_hook(functools.partial(look, name))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**make_inputs(backbone))
+    return seen
+
+
+@each_backbone
+@each_method
+def test_autocast_gives_every_module_s_output_the_dtype_that_it_has_without_adapters(backbone, method):
+    model = adapted(backbone, method)
+    bare = dtypes_under_autocast(BACKBONES[backbone]().eval(), backbone)
+    actual = dtypes_under_autocast(model, backbone)
+    # An input prompt's layer is around the module that it prompts, a trained head inside of PEFT's wrapper.
+    in_both = bare.keys() & actual.keys()
+    assert len(in_both) > 0.8 * len(bare)
+    assert {name: actual[name] for name in in_both} == {name: bare[name] for name in in_both}
 
 
 def test_dropout_acts_in_training_only():

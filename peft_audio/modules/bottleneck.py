@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Optional, Union
+from typing import Optional
 
 import torch
 from torch import nn
 
 from .grid_conv import GridConv, TokenLayout
 from .initial import RANDOM_INIT_STD
+from .scaled import Factor, ScaledLinear
 
 
 class Bottleneck(nn.Module):
@@ -69,27 +70,28 @@ class Bottleneck(nn.Module):
         return isinstance(self.down, GridConv)
 
     def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
-        """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype. Convolutions need `layout`."""
+        """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype or autocast's.
+
+        Convolutions need `layout`.
+        """
         inputs = in_dtype_of(self.down.weight, hidden_states)
         hidden = self.dropout(self.activation(_project(self.down, inputs, layout)))
-        return scaled(_project(self.up, hidden, layout), self.scaling).to(hidden_states.dtype)
+        return in_dtype_of(hidden_states, _project(self.up, hidden, layout, self.scaling))
 
 
-def scaled(tensor: torch.Tensor, factor: Union[float, torch.Tensor]) -> torch.Tensor:
-    """Return `tensor * factor`, and `tensor` itself, which is wide, for a factor that is fixed at 1."""
-    return tensor if isinstance(factor, (int, float)) and factor == 1 else tensor * factor
-
-
-def in_dtype_of(weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """Bring `inputs` to the dtype of `weight`, unless autocast chooses the dtype of every operation."""
-    return inputs if torch.is_autocast_enabled(inputs.device.type) else inputs.to(weight.dtype)
+def in_dtype_of(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Bring `tensor` to the dtype of `other`, unless autocast chooses the dtype of every operation."""
+    return tensor if torch.is_autocast_enabled(tensor.device.type) else tensor.to(other.dtype)
 
 
 def _projection(width_in: int, width_out: int, kernel: Optional[tuple[int, int]], bias: bool) -> nn.Module:
     if kernel is None:
-        return nn.Linear(width_in, width_out, bias=bias)
+        return ScaledLinear(width_in, width_out, bias=bias)
     return GridConv(width_in, width_out, kernel, bias=bias)
 
 
-def _project(projection: nn.Module, tokens: torch.Tensor, layout: Optional[TokenLayout]) -> torch.Tensor:
-    return projection(tokens, layout) if isinstance(projection, GridConv) else projection(tokens)
+def _project(
+    projection: nn.Module, tokens: torch.Tensor, layout: Optional[TokenLayout], factor: Factor = 1.0
+) -> torch.Tensor:
+    reads = (tokens, layout) if isinstance(projection, GridConv) else (tokens,)
+    return projection(*reads, factor)

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .bottleneck import in_dtype_of, scaled
+from .bottleneck import in_dtype_of
 from .grid_conv import TokenLayout
 from .initial import RANDOM_INIT_STD
+from .scaled import ScaledLinear
 
 
 class ConformerBlock(nn.Module):
@@ -49,7 +50,7 @@ class ConformerBlock(nn.Module):
         self.depthwise = nn.Conv1d(bottleneck_dim, bottleneck_dim, kernel, groups=bottleneck_dim, bias=False)
         self.batch_norm = TokenBatchNorm(bottleneck_dim)
         self.dropout = nn.Dropout(dropout)
-        self.up = nn.Linear(bottleneck_dim, hidden_size)
+        self.up = ScaledLinear(bottleneck_dim, hidden_size)
         self.reset_parameters(init_weights)
 
     def reset_parameters(self, init_weights: bool = True) -> None:
@@ -59,13 +60,13 @@ class ConformerBlock(nn.Module):
             nn.init.zeros_(parameter) if init_weights else nn.init.normal_(parameter, std=RANDOM_INIT_STD)
 
     def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
-        """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype."""
+        """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype or autocast's."""
         layout = layout or TokenLayout(grid=(1, hidden_states.shape[1]))
         hidden = self.norm(in_dtype_of(self.down.weight, hidden_states))
         hidden = layout.hide_padding(functional.glu(self.down(hidden), dim=-1))
         hidden = self.depthwise(functional.pad(hidden.transpose(1, 2), self.padding)).transpose(1, 2)
         hidden = functional.silu(self.batch_norm(hidden, layout.mask))
-        return scaled(self.up(self.dropout(hidden)), self.scaling).to(hidden_states.dtype)
+        return in_dtype_of(hidden_states, self.up(self.dropout(hidden), self.scaling))
 
 
 class TokenBatchNorm(nn.BatchNorm1d):

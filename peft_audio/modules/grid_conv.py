@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .scaled import Factor, scaled
+
 
 class TokenLayout(NamedTuple):
     """How the tokens of a forward pass lie.
@@ -53,22 +55,23 @@ class GridConv(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        """Map `(batch, tokens, in_channels)` to `(batch, tokens, out_channels)`.
+    def forward(self, tokens: torch.Tensor, layout: TokenLayout, factor: Factor = 1.0) -> torch.Tensor:
+        """Map `(batch, tokens, in_channels)` to `(batch, tokens, out_channels)`, times `factor`.
 
         Raises:
             ValueError: if the grid has more tokens than came in.
         """
         _check_layout(tokens, layout)
         out_channels, in_channels, *kernel = self.weight.shape
+        tokens, bias = scaled(tokens, factor), scaled(self.bias, factor)
         if out_channels <= in_channels:
             taps = functional.linear(tokens, self.weight.permute(2, 3, 0, 1).reshape(-1, in_channels))
             taps = layout.hide_padding(taps.unflatten(-1, (-1, out_channels)))
             outputs = _sum_shifted(taps, layout.grid, kernel)
-            return outputs if self.bias is None else outputs + self.bias
+            return outputs if bias is None else outputs + bias
         neighbours = _gather_shifted(layout.hide_padding(tokens), layout.grid, kernel)
         weight = self.weight.permute(0, 2, 3, 1).reshape(out_channels, -1)
-        return functional.linear(neighbours, weight, self.bias)
+        return functional.linear(neighbours, weight, bias)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, *kernel = self.weight.shape
