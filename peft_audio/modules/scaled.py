@@ -22,4 +22,5 @@ class ScaledLinear(nn.Linear):
     """Linear map `s (x W + b)`. The factor goes onto x and b: where the map widens its input, they are small."""
 
     def forward(self, tokens: torch.Tensor, factor: Factor = 1.0) -> torch.Tensor:
+        """Map `(batch, tokens, in_features)` to `(batch, tokens, out_features)`, times `factor`, a number or a scalar."""
         return functional.linear(scaled(tokens, factor), self.weight, scaled(self.bias, factor))
