@@ -23,10 +23,11 @@ test-examples: $(VENV)/installed-tests $(BROWSER)
 	$(PYTEST) tests/examples
 
 # What depends on transformers' layouts and loading code, with the oldest transformers that setup.cfg allows.
-OLDEST = old_layout auto loading saving peft_saving layer_weights bad_folders trainer \
-	attention frozen_attention read_tokens mixed_batch
+OLDEST = backbones/test_old_layout test_auto test_trainer heads/test_weighted_layer_sum \
+	$(addprefix checkpoints/test_, loading saving peft_saving bad_folders) \
+	$(addprefix tuner/test_, attention prompt_gradient read_tokens mixed_batch)
 test-oldest: $(VENV)/installed-oldest
-	PYTHONPATH=$(VENV)/oldest $(PYTEST) $(OLDEST:%=tests/test_%.py)
+	PYTHONPATH=$(VENV)/oldest $(PYTEST) $(OLDEST:%=tests/%.py)
 
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .

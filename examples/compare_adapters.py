@@ -26,9 +26,9 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoFeatureExtractor
 
 from peft_audio import AutoPeftModelForAudioClassification
-from peft_audio.checkpoint import read_config
+from peft_audio.checkpoints.base_settings import labels_of
+from peft_audio.checkpoints.tensors import read_config
 from peft_audio.config import EncoderAdapterConfig
-from peft_audio.settings import labels_of
 
 
 silence_peft()

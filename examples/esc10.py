@@ -49,7 +49,7 @@ from train_classification import (
 from transformers import HfArgumentParser, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from peft_audio.backbones import resolve
+from peft_audio.backbones.table import resolve
 
 
 BUNDLED_BACKBONE = Path(__file__).parent / "assets" / "ast-tiny-synthetic"

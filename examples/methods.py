@@ -18,7 +18,7 @@ from peft_audio import (
     ParallelMLPAdapterConfig,
     TimeFreqConvAdapterConfig,
 )
-from peft_audio.backbones import resolve
+from peft_audio.backbones.table import resolve
 
 
 def silence_peft() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from peft_audio import write_card
-from peft_audio.card import classify_a_file, training_text
+from peft_audio.checkpoints.model_card import classify_a_file, training_text
 
 
 AUDIO_CLASSIFICATION = "audio-classification"

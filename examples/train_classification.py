@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from peft_audio import last_complete_checkpoint, resize_ast, save_activations_in_half
-from peft_audio.backbones import resolve
+from peft_audio.backbones.table import resolve
 
 
 logger = logging.getLogger(__name__)

@@ -4,27 +4,27 @@ Importing the package registers its tuner types, so `get_peft_model`, `PeftModel
 `load_adapter` know them.
 """
 
-from .ast import resize_ast
-from .ast_conversion import ast_from_vit
+from .ast.from_ssast import ast_from_ssast
+from .ast.from_vit import ast_from_vit
+from .ast.resize import resize_ast
 from .auto import AutoPeftModelForAudioClassification
-from .backbones import register_backbone, supported_backbones
-from .card import write_card
-from .encoder_spec import EncoderSpec
-from .frozen import cache_frozen
-from .half_precision import save_activations_in_half
-from .loading import wrap_loading
+from .backbones.spec import EncoderSpec
+from .backbones.table import register_backbone, supported_backbones
+from .caching import cache_frozen
+from .checkpoints.loading import wrap_loading
+from .checkpoints.model_card import write_card
+from .checkpoints.saving import wrap_saving
+from .checkpoints.trainer_checkpoints import last_complete_checkpoint
+from .heads.mean_token_pooling import use_mean_token_pooling
+from .heads.statistics_pooling import use_statistics_pooling
 from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
 from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
 from .methods.input_prompt import InputPromptConfig, InputPromptModel
 from .methods.ipet import IPETConfig, IPETModel
 from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
-from .pooling import use_statistics_pooling
-from .registry import register_pipeline_model
-from .resuming import last_complete_checkpoint
-from .saving import wrap_saving
-from .ssast import ast_from_ssast
-from .token_pooling import use_mean_token_pooling
+from .tuner.half_precision import save_activations_in_half
+from .upstream.registration import register_pipeline_model
 
 
 __version__ = "0.1.0"

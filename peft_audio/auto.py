@@ -22,13 +22,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForAudioClassification
 from transformers.utils import logging
 
-from .backbones import resolve
-from .checkpoint import read_config, read_weights
+from .backbones.table import resolve
+from .checkpoints.base_settings import check_settings, set_labels
+from .checkpoints.restoring import restore_settings
+from .checkpoints.tensors import read_config, read_weights
 from .config import EncoderAdapterConfig
-from .layer_weights import MODULE_NAME
-from .quantised import check_not_quantised
-from .restoring import restore_settings
-from .settings import check_settings, set_labels
+from .heads.weighted_layer_sum import MODULE_NAME
+from .tuner.quantized import check_not_quantised
 
 
 class AutoPeftModelForAudioClassification:

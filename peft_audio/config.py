@@ -11,8 +11,8 @@ from peft.config import PeftConfig
 from peft.utils import PeftType, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
-from .atomic import written_together
-from .validation import is_integer, require, require_boolean
+from .utils.atomic_files import written_together
+from .utils.validation import is_integer, require, require_boolean
 
 
 @dataclass

@@ -5,8 +5,8 @@ import torch
 from peft import get_peft_model
 from tiny import make, make_inputs, randomize
 
-from peft_audio.backbones import locate, resolve
-from peft_audio.layer import EncoderTunerLayer
+from peft_audio.backbones.table import locate, resolve
+from peft_audio.tuner.encoder_layer import EncoderTunerLayer
 
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}

@@ -24,9 +24,9 @@ from tiny import (
 )
 from torch import nn
 
-from peft_audio.backbones import resolve
-from peft_audio.layer import EncoderTunerLayer
-from peft_audio.tuner_layer import HookedTunerLayer
+from peft_audio.backbones.table import resolve
+from peft_audio.tuner.encoder_layer import EncoderTunerLayer
+from peft_audio.tuner.tuner_layer import HookedTunerLayer
 
 
 pytestmark = [each_backbone, each_method]

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peft_audio import ParallelMLPAdapterConfig
-from peft_audio.backbones import resolve
+from peft_audio.backbones.table import resolve
 
 
 class LayerWidePrompts(nn.Module):

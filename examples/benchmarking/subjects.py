@@ -27,7 +27,7 @@ from peft_audio import (
     TimeFreqConvAdapterConfig,
     save_activations_in_half,
 )
-from peft_audio.backbones import resolve
+from peft_audio.backbones.table import resolve
 
 
 NUM_LABELS = 50

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_audio.backbones import resolve
+from peft_audio.backbones.table import resolve
 
 
 class SpeakerHead(nn.Module):

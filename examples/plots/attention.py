@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from peft import PeftModel
 from transformers import ASTConfig, PreTrainedModel
 
-from peft_audio.ast import num_patches
+from peft_audio.ast.resize import num_patches
 
 
 Grid = np.ndarray  # (frequency patches, time patches), low frequencies first

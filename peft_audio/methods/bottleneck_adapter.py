@@ -8,14 +8,14 @@ from typing import ClassVar, Optional, Union
 import torch
 from torch import nn
 
-from .. import papers
-from ..adapter_parts import AdapterParts, Wiring
-from ..encoder_spec import Backbone, LayerModules
-from ..model import EncoderTuner
+from ..backbones.spec import Backbone, LayerModules
 from ..modules import Bottleneck, ConformerBlock
-from ..registry import register_method
-from ..validation import require, require_boolean, require_choice, require_positive_integer
+from ..tuner.adapter_parts import AdapterParts, Wiring
+from ..tuner.model import EncoderTuner
+from ..upstream.registration import register_method
+from ..utils.validation import require, require_boolean, require_choice, require_positive_integer
 from .bottleneck_fields import BottleneckFields
+from .citations import PETL_AST
 
 
 BLOCKS = ("bottleneck", "conformer")
@@ -65,7 +65,7 @@ class BottleneckAdapterConfig(BottleneckFields):
 
     method_name: ClassVar[str] = "bottleneck_adapter"
     summary: ClassVar[str] = "adapters at the attention or feed-forward blocks"
-    citations: ClassVar[tuple[str, ...]] = (papers.PETL_AST,)
+    citations: ClassVar[tuple[str, ...]] = (PETL_AST,)
 
     def __post_init__(self) -> None:
         super().__post_init__()

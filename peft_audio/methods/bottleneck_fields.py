@@ -9,7 +9,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from ..config import EncoderAdapterConfig
-from ..validation import (
+from ..utils.validation import (
     is_number,
     require,
     require_finite_number,

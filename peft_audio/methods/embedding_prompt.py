@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from .. import papers
-from ..adapter_parts import AdapterParts
+from ..backbones.spec import Backbone, LayerModules
 from ..config import EncoderAdapterConfig
-from ..encoder_spec import Backbone, LayerModules
-from ..model import EncoderTuner
 from ..modules import EmbeddingPrompt, vpt_bound, xavier_uniform_bound
-from ..registry import register_method
-from ..validation import require, require_choice, require_positive_integer, require_probability
+from ..tuner.adapter_parts import AdapterParts
+from ..tuner.model import EncoderTuner
+from ..upstream.registration import register_method
+from ..utils.validation import require, require_choice, require_positive_integer, require_probability
+from .citations import IPET
 
 
 PROMPT_INITS = ("xavier_uniform", "vpt")
@@ -44,7 +44,7 @@ class EmbeddingPromptConfig(EncoderAdapterConfig):
 
     method_name: ClassVar[str] = "embedding_prompt"
     summary: ClassVar[str] = "prompts in every encoder layer's attention"
-    citations: ClassVar[tuple[str, ...]] = (papers.IPET,)
+    citations: ClassVar[tuple[str, ...]] = (IPET,)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from .. import papers
+from ..backbones.spec import Backbone
 from ..config import EncoderAdapterConfig
-from ..encoder_spec import Backbone
-from ..input_layer import InputParts, InputTunerLayer
-from ..model import EncoderTuner
 from ..modules import InputPrompt
-from ..registry import register_method
-from ..validation import require, require_positive_integer
+from ..tuner.input_layer import InputParts, InputTunerLayer
+from ..tuner.model import EncoderTuner
+from ..upstream.registration import register_method
+from ..utils.validation import require, require_positive_integer
+from .citations import IPET
 
 
 @dataclass
@@ -38,7 +38,7 @@ class InputPromptConfig(EncoderAdapterConfig):
 
     method_name: ClassVar[str] = "input_prompt"
     summary: ClassVar[str] = "prompts on the model's input"
-    citations: ClassVar[tuple[str, ...]] = (papers.IPET,)
+    citations: ClassVar[tuple[str, ...]] = (IPET,)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .. import papers
-from ..registry import register_method
+from ..upstream.registration import register_method
+from .citations import IPET
 from .embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
 from .parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
 
@@ -30,7 +30,7 @@ class IPETConfig(ParallelMLPAdapterConfig, EmbeddingPromptConfig):
 
     method_name: ClassVar[str] = "ipet"
     summary: ClassVar[str] = "prompts and adapters in every encoder layer"
-    citations: ClassVar[tuple[str, ...]] = (papers.IPET,)
+    citations: ClassVar[tuple[str, ...]] = (IPET,)
 
 
 class IPETModel(ParallelMLPAdapterModel, EmbeddingPromptModel):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional
 
-from .. import papers
-from ..adapter_parts import AdapterParts, Wiring
-from ..encoder_spec import Backbone, LayerModules
-from ..model import EncoderTuner
+from ..backbones.spec import Backbone, LayerModules
 from ..modules import Bottleneck
-from ..registry import register_method
-from ..validation import require, require_boolean, require_choice, require_positive_integer
+from ..tuner.adapter_parts import AdapterParts, Wiring
+from ..tuner.model import EncoderTuner
+from ..upstream.registration import register_method
+from ..utils.validation import require, require_boolean, require_choice, require_positive_integer
 from .bottleneck_fields import ADAPTER_INPUTS, BottleneckFields
+from .citations import AAT, IPET
 
 
 @dataclass
@@ -52,7 +52,7 @@ class ParallelMLPAdapterConfig(BottleneckFields):
 
     method_name: ClassVar[str] = "parallel_mlp_adapter"
     summary: ClassVar[str] = "adapters beside the feed-forward blocks"
-    citations: ClassVar[tuple[str, ...]] = (papers.IPET, papers.AAT)
+    citations: ClassVar[tuple[str, ...]] = (IPET, AAT)
 
     def __post_init__(self) -> None:
         super().__post_init__()

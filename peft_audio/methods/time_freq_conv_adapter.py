@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional, Union
 
-from .. import papers
-from ..adapter_parts import AdapterParts, Wiring
-from ..encoder_spec import Backbone, LayerModules
-from ..model import EncoderTuner
+from ..backbones.spec import Backbone, LayerModules
 from ..modules import Bottleneck
-from ..registry import register_method
-from ..validation import is_integer, require, require_boolean, require_choice
+from ..tuner.adapter_parts import AdapterParts, Wiring
+from ..tuner.model import EncoderTuner
+from ..upstream.registration import register_method
+from ..utils.validation import is_integer, require, require_boolean, require_choice
 from .bottleneck_fields import ADAPTER_INPUTS, BottleneckFields
+from .citations import LOAA
 
 
 Kernel = tuple[int, int]
@@ -58,7 +58,7 @@ class TimeFreqConvAdapterConfig(BottleneckFields):
 
     method_name: ClassVar[str] = "time_freq_conv_adapter"
     summary: ClassVar[str] = "adapters that convolve over time and frequency"
-    citations: ClassVar[tuple[str, ...]] = (papers.LOAA,)
+    citations: ClassVar[tuple[str, ...]] = (LOAA,)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import ASTConfig, ASTForAudioClassification, Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from peft_audio import IPETConfig, save_activations_in_half
-from peft_audio.read_tokens import ignore_read_tokens
+from peft_audio.tuner.read_tokens import ignore_read_tokens
 
 
 CPU = Precision()

@@ -24,7 +24,7 @@ from sounds import save_ast, write_tones
 from tiny import trainable
 from train_classification import load_model, parameter_counts
 
-from peft_audio.backbones import resolve
+from peft_audio.backbones.table import resolve
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,244 @@
+"""Where each model type keeps its parts: the one table, and the only place that knows Hugging Face's module names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Optional, Union
+
+import torch
+from torch import nn
+
+from .relative_positions import BIAS_POSITIONS, CONFORMER_POSITIONS, DISENTANGLED_POSITIONS
+from .spec import Backbone, EncoderSpec, LayerModules, Paths
+
+
+SpecOrRule = Union[EncoderSpec, Callable[[Any], EncoderSpec]]
+
+
+def _image_shape(config: Any) -> tuple[int, ...]:
+    size = config.image_size
+    return (config.num_channels, *((size, size) if isinstance(size, int) else size))
+
+
+_PATCHES = EncoderSpec(
+    layers=("layers", "encoder.layer"),
+    attention="attention",
+    attention_norm="layernorm_before",
+    feed_forward_norm="layernorm_after",
+    feed_forward=("mlp", "output.dense"),
+    patch_projection="embeddings.patch_embeddings.projection",
+    input="embeddings",
+    read_tokens=2,
+)
+
+_AST = replace(
+    _PATCHES,
+    input_shape=lambda config: (config.max_length, config.num_mel_bins),
+    settings=("max_length", "num_mel_bins", "time_stride", "frequency_stride"),
+)
+
+_IMAGE = replace(
+    _PATCHES,
+    input_shape=_image_shape,
+    head=("classifier", "cls_classifier", "distillation_classifier"),
+    settings=("image_size",),
+)
+
+_FRAMES = EncoderSpec(
+    layers="encoder.layers",
+    attention="attention",
+    feed_forward_norm="layer_norm",
+    feed_forward="feed_forward",
+    head=("projector", "classifier"),
+    layer_weights="layer_weights",
+    frame_projection="projector",
+    settings=("use_weighted_layer_sum",),
+)
+
+_WAV2VEC2 = replace(_FRAMES, front_end="feature_extractor", input="feature_extractor")
+
+_STABLE_LAYER_NORM = {"attention_norm": "layer_norm", "feed_forward_norm": "final_layer_norm"}
+
+_WAVLM = replace(_WAV2VEC2, positions=BIAS_POSITIONS)
+
+# In transformers 5.17 a SEW-D classifier cannot tell its trunk (a misspelt prefix), so paths may start from the model.
+_SEW_D = replace(
+    _WAV2VEC2,
+    layers=("encoder.encoder.layer", "sew_d.encoder.encoder.layer"),
+    front_end=("feature_extractor", "sew_d.feature_extractor"),
+    input=("feature_extractor", "sew_d.feature_extractor"),
+    attention="attention.self",
+    attention_output="attention.output.dense",
+    feed_forward_norm="attention.output.LayerNorm",
+    feed_forward="output.dense",
+    positions=DISENTANGLED_POSITIONS,
+)
+
+_CONFORMER = replace(
+    _WAV2VEC2,
+    attention="self_attn",
+    attention_norm="self_attn_layer_norm",
+    feed_forward_norm="ffn2_layer_norm",
+    feed_forward="ffn2",
+)
+
+_WAV2VEC2_BERT = replace(
+    _CONFORMER,
+    front_end=None,
+    input="feature_projection",
+    input_shape=lambda config: (None, config.feature_projection_input_dim),
+)
+
+_WHISPER = replace(
+    _FRAMES,
+    layers=("encoder.layers", "layers"),
+    attention="self_attn",
+    attention_norm="self_attn_layer_norm",
+    feed_forward_norm="final_layer_norm",
+    feed_forward="fc2",
+    input=("encoder.conv1", "conv1"),
+    input_shape=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
+)
+
+
+def _either_norm(spec: EncoderSpec) -> SpecOrRule:
+    return lambda config: replace(spec, **_STABLE_LAYER_NORM) if config.do_stable_layer_norm else spec
+
+
+def _with_relative_positions(spec: EncoderSpec) -> SpecOrRule:
+    told = ("relative", "rotary")  # the others are worked out inside attention
+    return lambda config: replace(
+        spec, positions=CONFORMER_POSITIONS if config.position_embeddings_type in told else None
+    )
+
+
+BACKBONES: dict[str, SpecOrRule] = {
+    "audio-spectrogram-transformer": _AST,
+    "data2vec-audio": _WAV2VEC2,
+    "deit": _IMAGE,
+    "hubert": _either_norm(_WAV2VEC2),
+    "sew": _WAV2VEC2,
+    "sew-d": _SEW_D,
+    "unispeech": _either_norm(_WAV2VEC2),
+    "unispeech-sat": _either_norm(_WAV2VEC2),
+    "vit": _IMAGE,
+    "wav2vec2": _either_norm(_WAV2VEC2),
+    "wav2vec2-bert": _with_relative_positions(_WAV2VEC2_BERT),
+    "wav2vec2-conformer": _with_relative_positions(_CONFORMER),
+    "wavlm": _either_norm(_WAVLM),
+    "whisper": _WHISPER,
+}
+
+
+def supported_backbones() -> list[str]:
+    """Return the model types (`model.config.model_type`) that adapters can be put on, sorted."""
+    return sorted(BACKBONES)
+
+
+def register_backbone(model_type: str, spec: SpecOrRule) -> None:
+    """Add a model type to the table, or replace its row.
+
+    Args:
+        model_type: the value of `model.config.model_type`.
+        spec: an `EncoderSpec`, or a function from the model's configuration to one, for a type with several layouts.
+
+    Raises:
+        ValueError: if `model_type` is no string or `spec` is neither.
+    """
+    if not isinstance(model_type, str) or not model_type:
+        raise ValueError(f"`model_type` must be a non-empty string, got {model_type!r}.")
+    if not (isinstance(spec, EncoderSpec) or callable(spec)):
+        raise ValueError(f"`spec` must be an EncoderSpec or a function that returns one, got {spec!r}.")
+    BACKBONES[model_type] = spec
+
+
+def resolve(model: nn.Module) -> Backbone:
+    """Find the places of `model`, with or without adapters on it.
+
+    Raises:
+        ValueError: if the model type is not in the table, or a place of its row does not exist in this model.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in BACKBONES:
+        raise ValueError(
+            f"{type(model).__name__} has `config.model_type` {model_type!r}, which is not a supported backbone. "
+            f"Supported: {', '.join(supported_backbones())}. For another architecture, say where its parts are with "
+            'peft_audio.register_backbone("my-type", EncoderSpec(layers=..., attention=..., ...)).'
+        )
+    row = BACKBONES[model_type]
+    spec = row if isinstance(row, EncoderSpec) else row(model.config)
+    trunk = getattr(model, "base_model", model)
+    layers = _find(trunk, spec.layers, model_type, "layers")
+    names = {id(module): name for name, module in model.named_modules()}
+    first = locate(layers[0], spec, model_type)
+    input_module = _find_optional(trunk, spec.input, model_type, "input")
+    source = None if spec.positions is None else spec.positions.source
+    return Backbone(
+        model_type=model_type,
+        spec=spec,
+        layer_names=tuple(names[id(layer)] for layer in layers),
+        hidden_size=_shape(first.feed_forward_norm.weight)[-1],
+        patch_size=getattr(model.config, "patch_size", None),
+        head=tuple(name for name in spec.head if _has_parameters(model, name)),
+        input_shape=tuple(spec.input_shape(model.config)),
+        input_name=None if input_module is None else names[id(input_module)],
+        trunk=trunk,
+        first_layer=first,
+        front_end=_find_optional(trunk, spec.front_end, model_type, "front_end"),
+        patch_projection=_find_optional(trunk, spec.patch_projection, model_type, "patch_projection"),
+        position_source=_find_optional(trunk, source, model_type, "positions.source"),
+    )
+
+
+def locate(layer: nn.Module, spec: EncoderSpec, model_type: str = "") -> LayerModules:
+    """Find the modules of one encoder layer (of its base layer, if adapters wrap it already)."""
+    base_layer = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    found = {
+        place: _find_optional(base_layer, getattr(spec, place), model_type, place) for place in LayerModules._fields
+    }
+    if spec.attention_output is None:
+        found["attention_output"] = found["attention"]
+    return LayerModules(**found)
+
+
+def frame_mask(model: nn.Module, num_frames: int, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return which frames of the front end are no padding, `(batch, num_frames)`, from `(batch, samples)`."""
+    return model._get_feature_vector_attention_mask(num_frames, attention_mask)
+
+
+def _find(root: nn.Module, paths: Paths, model_type: str, place: str) -> nn.Module:
+    candidates = (paths,) if isinstance(paths, str) else paths
+    for path in candidates:
+        module = _get(root, path)
+        if module is not None:
+            return module
+    raise ValueError(
+        f"`{place}` of model type {model_type!r} was looked for at {', '.join(map(repr, candidates))} in "
+        f"{type(root).__name__}, which has {', '.join(name for name, _ in root.named_children())}. If the layout "
+        "of this model changed, register where its parts are now with peft_audio.register_backbone."
+    )
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    # Under DeepSpeed ZeRO-3 a parameter is empty until it is needed.
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _find_optional(root: nn.Module, paths: Optional[Paths], model_type: str, place: str) -> Optional[nn.Module]:
+    return None if paths is None else _find(root, paths, model_type, place)
+
+
+def _get(root: nn.Module, path: str) -> Optional[nn.Module]:
+    for name in path.split("."):
+        if not hasattr(root, name) and hasattr(root, "get_base_layer"):
+            root = root.get_base_layer()  # an encoder layer with adapters around it
+        root = getattr(root, name, None)
+        if root is None:
+            return None
+    return root
+
+
+def _has_parameters(model: nn.Module, path: str) -> bool:
+    module = _get(model, path)
+    return module is not None and any(True for _ in module.parameters())

@@ -1,0 +1,183 @@
+"""States on disk: a folder for each frozen part, named after all that its results depend on, and a file a sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from .split_point import frozen_modules
+
+
+FORMAT = 1  # of the entries
+STATES = "states"
+# The states may change with the versions of these.
+PACKAGES = ("torch", "transformers")
+# Of a model's configuration: they change nothing that is computed before the head.
+NAMES_ONLY = ("_name_or_path", "architectures", "id2label", "label2id", "transformers_version")
+STALE_SECONDS = 3600  # no entry takes that long to write: what is older was left behind by a run that was killed
+CHECKSUM = "crc32"
+SPREAD = ("device_mesh", "ds_id")  # what tensors have of which each process holds a part: FSDP's, ZeRO-3's
+
+
+def settings_of(model: nn.Module, path: str, dtype: torch.dtype, digest: str) -> str:
+    """Return all that the states depend on besides the sample, as JSON."""
+    config = model.config.to_dict()
+    device_type = next(model.parameters()).device.type
+    autocast = torch.is_autocast_enabled(device_type)
+    settings = {
+        "format": FORMAT,
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "config": {name: value for name, value in config.items() if name not in NAMES_ONLY},
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "cut": path,
+        "dtype": str(dtype),
+        "autocast": str(torch.get_autocast_dtype(device_type)) if autocast else None,
+        "frozen": digest,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+    return json.dumps(settings, indent=2, sort_keys=True, default=str)
+
+
+def digest_of(model: nn.Module, after: Collection[str]) -> str:
+    """Return the SHA-256 of all frozen parameters and buffers, with their names."""
+    digest = hashlib.sha256()
+    for path, module in sorted(frozen_modules(model, after)):
+        for name, value in sorted({**module._parameters, **module._buffers}.items()):
+            if isinstance(value, torch.Tensor):
+                digest.update(f"{path} {name} ".encode())
+                for part in _bytes_of(value):
+                    digest.update(part)
+    return digest.hexdigest()
+
+
+def key_of(inputs: dict[str, torch.Tensor]) -> str:
+    """Return the name of a sample's entry: the SHA-256 of the tensors that reach the frozen part."""
+    digest = hashlib.sha256()
+    for name, value in sorted(inputs.items()):
+        digest.update(f"{name} ".encode())
+        for part in _bytes_of(value):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: torch.Tensor) -> Iterator[Any]:
+    if any(hasattr(tensor, name) for name in SPREAD):
+        raise RuntimeError(
+            "The frozen part is spread over several processes (FSDP or ZeRO-3), and cached states need all of it in each. "
+            "Start the same script with torchrun, which copies the model to every process, or train from the input."
+        )
+    if hasattr(tensor, "__tensor_flatten__"):  # quantised by torchao: several tensors in one
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _bytes_of(getattr(tensor, name))
+        return
+    if tensor.is_meta:
+        raise ValueError(
+            "The frozen part has tensors on the meta device, which have no values. Load the weights first."
+        )
+    yield f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+class Store:
+    """The entries of one frozen part.
+
+    Args:
+        folder: of all frozen parts; made if it is missing.
+        settings: JSON, see `settings_of`.
+    """
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.root = folder
+        self.settings = settings
+        self.folder = folder / hashlib.sha256(settings.encode()).hexdigest()[:32]
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def read(self, key: str) -> Optional[dict[str, torch.Tensor]]:
+        """Return an entry; None if there is none, or a damaged one."""
+        try:
+            with safe_open(self.path(key), framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                checksum = (file.metadata() or {}).get(CHECKSUM)
+        except (OSError, SafetensorError):
+            return None
+        return tensors if STATES in tensors and checksum == _checksum(tensors) else None
+
+    def write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Add an entry, or replace a damaged one. At every moment there is all of a file or none."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        self._write(self.path(key), save(tensors, {CHECKSUM: _checksum(tensors)}))
+
+    def prepare(self) -> None:
+        """Make the folder, and remove what runs that were killed have left in it."""
+        self._write(self.folder / "settings.json", self.settings.encode() + b"\n")
+        for path in self._partial().iterdir():
+            with suppress(FileNotFoundError):  # another run was faster
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
+
+    def check_room(self, num_missing: int, num_samples: int, entry_bytes: int, max_bytes: int) -> None:
+        """Raise ValueError if the missing entries do not fit in. Writes nothing."""
+        needed = num_missing * entry_bytes
+        used = sum(os.path.getsize(Path(place, name)) for place, _, names in os.walk(self.root) for name in names)
+        existing = next(place for place in (self.root, *self.root.absolute().parents) if place.exists())
+        free = shutil.disk_usage(existing).free
+        if used + needed <= max_bytes and needed <= free:
+            return
+        limit = f"the folder has {_gb(used)} of at most max_bytes={max_bytes} ({_gb(max_bytes)})"
+        raise ValueError(
+            f"The states of {num_missing} of {num_samples} samples are missing and need {_gb(needed)} "
+            f"({entry_bytes} bytes each), but {limit}, and the disk of {str(self.root)!r} has {_gb(free)} free. "
+            "Remove subfolders that are no longer used, name another folder, give a larger max_bytes, use shorter clips "
+            "or fewer of them, or train from the input."
+        )
+
+    def _partial(self) -> Path:
+        """Where files are until they are complete: not far, because only within a file system is moving atomic."""
+        return self.folder / "partial"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        temporary = self._partial() / uuid.uuid4().hex
+        try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"Cannot write states: {error.strerror}. Those that are complete stay, and the next call adds the others. "
+                "Free space or name another folder",
+                str(self.root),
+            ) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    value = 0
+    for name in sorted(tensors):
+        for part in _bytes_of(tensors[name]):
+            value = zlib.crc32(part, value)
+    return str(value)
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"

@@ -1,0 +1,309 @@
+"""The card (README.md) of an adapter: how to use it, what it is, what it was trained on and how good it is."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from peft import PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils.save_and_load import load_peft_weights
+from yaml import YAMLError
+
+from ..config import EncoderAdapterConfig
+from ..utils.atomic_files import written_together
+from ..utils.validation import is_number, require
+from .base_settings import labels_of
+
+
+CARD_NAME = "README.md"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+# The parts that are written anew lie between comments; what stands outside of them is the user's.
+ADAPTER, TRAINING = "adapter", "training"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+METHOD_TAG = "peft-audio:"
+PEFT_TEMPLATE_MARK = "<!-- Provide a quick summary of what the model is/does. -->"
+
+Score = Union[float, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the files of an adapter's folder say of it.
+
+    Args:
+        config: the adapter's configuration.
+        location: its folder or its id on the Hub, for the code that loads it.
+        num_bytes: size of the weights' file.
+        num_parameters: trained numbers in that file, so without the statistics of batch norms.
+        preprocessor: the feature extractor's settings, None where the folder has no feature extractor.
+    """
+
+    config: EncoderAdapterConfig
+    location: str
+    num_bytes: int
+    num_parameters: int
+    preprocessor: Optional[dict[str, Any]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.config.base_settings or {}
+
+    @property
+    def base_class(self) -> str:
+        return (self.config.auto_mapping or {}).get("base_model_class", "")
+
+    @property
+    def is_audio_classifier(self) -> bool:
+        is_classifier = not self.base_class or "Classification" in self.base_class
+        return is_classifier and bool(labels_of(self.settings)) and "image_size" not in self.settings
+
+    @property
+    def hub_base_model(self) -> Optional[str]:
+        """The base model's id on the Hub; None for a local one, whose path is nobody else's business."""
+        name = self.config.base_model_name_or_path
+        try:
+            validate_repo_id(name or "/")
+        except HFValidationError:
+            return None
+        return None if os.path.exists(name) else name
+
+    @property
+    def sampling_rate(self) -> Optional[int]:
+        if self.preprocessor is not None:
+            return self.preprocessor.get("sampling_rate")
+        model_class = getattr(transformers, self.base_class, None)
+        extractors = transformers.FEATURE_EXTRACTOR_MAPPING
+        if model_class is None or model_class.config_class not in extractors:
+            return None
+        parameters = inspect.signature(extractors[model_class.config_class]).parameters
+        return parameters["sampling_rate"].default if "sampling_rate" in parameters else None
+
+
+def write_card(
+    folder: Union[str, os.PathLike],
+    *,
+    location: Optional[str] = None,
+    training: str = "",
+    results: Optional[Mapping[str, Score]] = None,
+    metadata: Optional[Mapping[str, Any]] = None,
+) -> None:
+    """Write the card of an adapter that was saved in `folder`.
+
+    What a person wrote into an earlier card stays, tags included; so do training and results unless they are given.
+
+    Args:
+        folder: the folder, with adapter_config.json and the weights.
+        location: what the code in the card loads: None for the folder's name, else a path or an id on the Hub.
+        training: Markdown on the data and the training.
+        results: scores by the name of the metric, each a number or (mean, spread).
+        metadata: fields of the card's metadata to set, such as `datasets` and `license`; `tags` are added.
+
+    Raises:
+        FileNotFoundError: if the folder holds no adapter of this package.
+    """
+    require(isinstance(training, str), "training", "Markdown", training)
+    is_table = results is None or isinstance(results, Mapping)
+    are_scores = is_table and all(_is_score(score) for score in (results or {}).values())
+    require(are_scores, "results", "a dictionary of numbers or (mean, spread) by name", results)
+    folder = Path(folder)
+    facts = read_facts(folder, location or folder.resolve().name)
+    if facts is None:
+        raise FileNotFoundError(f"There is no adapter of peft_audio in {str(folder)!r}: save_pretrained comes first.")
+    metadata = dict(metadata or {})
+    card = updated_card(load_card(folder), facts, training_text(training, results), metadata.pop("tags", ()))
+    for name, value in metadata.items():
+        setattr(card.data, name, value)
+    with written_together(folder) as staged:
+        card.save(staged / CARD_NAME)
+
+
+def read_facts(folder: Path, location: str, beside: Optional[Path] = None) -> Optional[CardFacts]:
+    """Read the adapter in `folder`; its feature extractor may lie there or `beside`. None without an adapter of ours."""
+    weights = [folder / name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME) if (folder / name).is_file()]
+    if not weights or not (folder / CONFIG_NAME).is_file():
+        return None
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, EncoderAdapterConfig):
+        return None
+    preprocessors = [place / PREPROCESSOR_NAME for place in (folder, beside) if place is not None]
+    preprocessor = next((json.loads(file.read_text("utf-8")) for file in preprocessors if file.is_file()), None)
+    return CardFacts(config, location, weights[0].stat().st_size, _count_parameters(folder), preprocessor)
+
+
+def _count_parameters(folder: Path) -> int:
+    tensors = load_peft_weights(str(folder), device="cpu")
+    return sum(tensor.numel() for key, tensor in tensors.items() if not key.endswith(STATISTICS))
+
+
+def load_card(folder: Path) -> Optional[ModelCard]:
+    """Return the card in the folder, None where there is none."""
+    file = folder / CARD_NAME
+    if not file.is_file():
+        return None
+    text = file.read_text("utf-8")
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except (YAMLError, ValueError):  # metadata that cannot be read is kept as text
+        return ModelCard(f"---\n{{}}\n---\n\n{text}", ignore_metadata_errors=True)
+
+
+def updated_card(
+    card: Optional[ModelCard], facts: CardFacts, training: str = "", tags: Iterable[str] = ()
+) -> ModelCard:
+    """Return the card with what `facts` say, and `training` where it is given; None for the first card.
+
+    Args:
+        card: the card so far.
+        facts: of the adapter.
+        training: Markdown of the part on training and results.
+        tags: more tags, from an earlier card.
+    """
+    text = "" if card is None or PEFT_TEMPLATE_MARK in card.text else card.text
+    text = _with_part(text, ADAPTER, _adapter_text(facts))
+    if training:
+        text = _with_part(text, TRAINING, training)
+    data = (ModelCardData() if card is None else card.data).to_dict()
+    own = {"library_name": "peft", "base_model": facts.hub_base_model}
+    if facts.is_audio_classifier:
+        own["pipeline_tag"] = data.get("pipeline_tag") or "audio-classification"
+    kept = [tag for tag in [*tags, *(data.get("tags") or [])] if not tag.startswith(("base_model:", METHOD_TAG))]
+    wanted = ["audio", "peft-audio", "transformers", METHOD_TAG + facts.config.method_name]
+    if facts.hub_base_model:
+        wanted.append(f"base_model:adapter:{facts.hub_base_model}")
+    data |= own | {"tags": sorted({*kept, *wanted})}
+    if data["base_model"] is None:
+        del data["base_model"]
+    return ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
+
+
+def _with_part(text: str, name: str, content: str) -> str:
+    begin, end = f"<!-- peft_audio: {name} -->", f"<!-- peft_audio: end of {name} -->"
+    part = f"{begin}\n\n{content.strip()}\n\n{end}"
+    before, found, rest = text.partition(begin)
+    if found and end in rest:
+        return before + part + rest.partition(end)[2]
+    return f"{text.rstrip()}\n\n{part}\n".lstrip()
+
+
+def training_text(training: str, results: Optional[Mapping[str, Score]]) -> str:
+    """Return the part of a card on training and results; see `write_card`."""
+    parts = [f"## Training\n\n{training.strip()}"] if training else []
+    if results:
+        rows = "".join(f"| {name} | {_score(score)} |\n" for name, score in results.items())
+        parts.append(f"## Results\n\n| metric | |\n|---|---|\n{rows}")
+    return "\n\n".join(parts)
+
+
+def _is_score(score: Any) -> bool:
+    return is_number(score) or isinstance(score, tuple) and len(score) == 2 and all(map(is_number, score))
+
+
+def _score(score: Score) -> str:
+    return f"{score[0]:.4f} +- {score[1]:.4f}" if isinstance(score, tuple) else f"{score:.4f}"
+
+
+def _adapter_text(facts: CardFacts) -> str:
+    config = facts.config
+    base = facts.hub_base_model or f"`{Path(config.base_model_name_or_path or 'unnamed').name}`, a local model"
+    settings = "".join(f"- `{name}`: {value}\n" for name, value in method_settings(config).items())
+    citations = "\n\n".join(config.citations)
+    return f"""# {Path(facts.location).name}
+
+An adapter for {base}: {config.summary} (`{type(config).__name__}`).
+
+## Use
+
+```python
+{snippet(facts)}
+```
+
+{_input_text(facts)}
+## Adapter
+
+{settings}- trained parameters, with the head: {facts.num_parameters:,}
+- file: {facts.num_bytes / 1e6:.3f} MB
+
+## Citation
+
+```bibtex
+{citations}
+```
+"""
+
+
+def _input_text(facts: CardFacts) -> str:
+    if not facts.is_audio_classifier:
+        return ""
+    rate = f" at {facts.sampling_rate} Hz" if facts.sampling_rate else ""
+    frames = facts.settings.get("max_length")
+    length = f", cut or padded to {frames} frames of 10 ms" if frames else ""
+    labels = labels_of(facts.settings)
+    several = ", several at a time" if _is_multi_label(facts) else ""
+    names = ", ".join(labels[index] for index in sorted(labels))
+    return f"- Input: mono audio{rate}{length}.\n- Labels ({len(labels)}{several}): {names}.\n"
+
+
+def _is_multi_label(facts: CardFacts) -> bool:
+    return facts.settings.get("problem_type") == "multi_label_classification"
+
+
+def method_settings(config: EncoderAdapterConfig) -> dict[str, Any]:
+    """Return the fields of a configuration that say how the method is set up, without those at None."""
+    shared = EncoderAdapterConfig.__dataclass_fields__
+    settings = {name: value for name, value in vars(config).items() if name not in shared}
+    settings["layers_to_transform"] = config.layers_to_transform
+    known = config.__dataclass_fields__
+    return {name: value for name, value in settings.items() if name in known and value is not None}
+
+
+def snippet(facts: CardFacts) -> str:
+    """Return Python code that loads the adapter with its base model and, for audio, classifies a file."""
+    lines = ["import peft_audio  # tells PEFT about this kind of adapter"]
+    if not facts.is_audio_classifier:
+        lines += [
+            f"from transformers import {facts.base_class or 'AutoModel'}",
+            "from peft import PeftConfig, PeftModel",
+            "",
+            f"location = {facts.location!r}",
+            "config = PeftConfig.from_pretrained(location)",
+            f"base = {facts.base_class or 'AutoModel'}.from_pretrained(config.base_model_name_or_path)",
+            "model = PeftModel.from_pretrained(base, location)",
+        ]
+        return "\n".join(lines)
+    extractor = "location" if facts.preprocessor is not None else "base_model"
+    length = ", max_length=model.config.max_length" if "max_length" in facts.settings else ""
+    lines += [
+        "import librosa",
+        "import torch",
+        "from transformers import AutoFeatureExtractor",
+        "",
+        f"location = {facts.location!r}",
+        "model = peft_audio.AutoPeftModelForAudioClassification.from_pretrained(location)",
+        *(["base_model = model.peft_config['default'].base_model_name_or_path"] if extractor == "base_model" else []),
+    ]
+    return "\n".join([*lines, *classify_a_file(extractor + length, _is_multi_label(facts))])
+
+
+def classify_a_file(extractor: str, multi_label: bool) -> list[str]:
+    """Return the lines of code that classify a file with `model`; `extractor` are the feature extractor's arguments."""
+    lines = [
+        f"feature_extractor = AutoFeatureExtractor.from_pretrained({extractor})",
+        "",
+        'waveform, rate = librosa.load("clip.wav", sr=feature_extractor.sampling_rate)',
+        'inputs = feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    logits = model(**inputs).logits",
+    ]
+    if multi_label:
+        lines += ["for index, score in enumerate(logits[0].sigmoid().tolist()):"]
+        return [*lines, '    print(f"{score:.2f} {model.config.id2label[index]}")']
+    return [*lines, "print(model.config.id2label[logits.argmax(-1).item()])"]

@@ -1,0 +1,91 @@
+"""Half the memory for what the backward pass through a frozen layer needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Optional, Union
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .encoder_layer import EncoderTunerLayer
+
+
+class Half(NamedTuple):
+    """A tensor in float16, divided by `scale`."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+
+# What stands for a saved tensor: half of it and its shape, or all of it and None.
+Saved = tuple[Union[Half, torch.Tensor], Optional[torch.Size]]
+
+
+def save_activations_in_half(model: nn.Module, enabled: bool = True) -> nn.Module:
+    """Keep the activations that adapted layers save for the backward pass in float16, half their float32 size, in place.
+
+    The forward pass and the loss stay as they are; gradients, computed from rounded activations, are off by far less than
+    a percent. Every tensor is scaled by its largest element, so none is too large for float16. It costs far less time
+    than gradient checkpointing. Where a layer is checkpointed, or compiled, or its activations are in half precision
+    already, nothing changes.
+
+    Args:
+        model: a model with adapters of this package on encoder layers.
+        enabled: False takes it back.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: if no encoder layer has such adapters.
+    """
+    layers = [module for module in model.modules() if isinstance(module, EncoderTunerLayer)]
+    if not layers:
+        raise ValueError(
+            "save_activations_in_half needs a model whose encoder layers have adapters of peft_audio, got "
+            f"{type(model).__name__} without any. Call get_peft_model first."
+        )
+    for layer in layers:
+        layer.saving = saved_in_half if enabled else None
+    return model
+
+
+@contextmanager
+def saved_in_half(hidden_states: torch.Tensor) -> Iterator[None]:
+    """Within, what autograd saves in float32 is kept in float16 until the backward pass: all tensors of the size of
+    `hidden_states` or larger. Smaller ones (a softmax's denominators, a norm's statistics) are few, and errors in them
+    reach every element."""
+    kept: dict[tuple, tuple[torch.Tensor, Half]] = {}
+    min_size = hidden_states.numel()
+    del hidden_states  # what is saved refers to this function's variables
+
+    def pack(tensor: torch.Tensor) -> Saved:
+        if tensor.dtype != torch.float32 or tensor.numel() < min_size or _is_parameter(tensor):
+            return tensor.detach(), None  # as it is, an output would keep its own graph alive
+        # Two operations may save the same, in another shape.
+        key = (tensor.data_ptr(), tensor.numel(), None if tensor.is_contiguous() else (tensor.shape, tensor.stride()))
+        if key not in kept:
+            kept[key] = tensor, _halve(tensor.detach())  # with the original, whose address stays its own so
+        return kept[key][1], tensor.shape
+
+    with saved_tensors_hooks(pack, _unpack):
+        yield
+    kept.clear()
+
+
+def _halve(tensor: torch.Tensor) -> Half:
+    largest = torch.linalg.vector_norm(tensor, torch.inf).clamp_min(torch.finfo(tensor.dtype).tiny)
+    return Half(torch.div(tensor, largest, out=torch.empty_like(tensor, dtype=torch.float16)), largest)
+
+
+def _unpack(saved: Saved) -> torch.Tensor:
+    kept, shape = saved
+    return kept if shape is None else kept.values.float().mul_(kept.scale).view(shape)
+
+
+def _is_parameter(tensor: torch.Tensor) -> bool:
+    whole = tensor._base if tensor._is_view() else tensor  # a linear map saves a transposed view
+    return isinstance(whole, nn.Parameter)

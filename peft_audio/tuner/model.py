@@ -1,0 +1,320 @@
+"""The tuner: puts a method's adapters on a backbone, takes them off, and names their tensors in checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Optional
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from ..backbones.relative_positions import attach_positions, detach_positions
+from ..backbones.spec import Backbone, LayerModules
+from ..backbones.table import locate, resolve
+from ..checkpoints.base_settings import check_settings, has_generic_labels, remember_settings, set_labels
+from ..checkpoints.tensors import check_tensors
+from ..config import EncoderAdapterConfig
+from ..heads.weighted_layer_sum import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
+from .adapter_parts import AdapterParts
+from .encoder_layer import EncoderTunerLayer
+from .mixed_batch import mixed_batch
+from .quantized import check_not_quantised
+from .read_tokens import ignore_read_tokens, tell_read_tokens
+from .training_setup import set_up_training, undo_set_up
+from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
+
+
+class EncoderTuner(BaseTuner):
+    """Base class of the methods. A method gives its `prefix` and says in `build_parts` what a layer gets.
+
+    Args:
+        model: a model of a supported backbone type.
+        peft_config: the configuration, or configurations by adapter name.
+        adapter_name: name of the adapter.
+        low_cpu_mem_usage: make the adapter's tensors on the meta device, to be replaced by loaded ones.
+
+    Raises:
+        ValueError: if the configuration does not fit the model; the model is unchanged then.
+    """
+
+    tuner_layer_cls: type[HookedTunerLayer] = EncoderTunerLayer
+    target_module_mapping: dict[str, list[str]] = {}
+    _is_frozen = False  # whether nothing was to be trained when the adapters were disabled
+
+    def build_parts(self, config: EncoderAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+        """Return fresh modules for one encoder layer, whose own are `modules`.
+
+        Raises:
+            ValueError: if the configuration does not fit the backbone.
+        """
+        return AdapterParts()
+
+    def target_names(self, config: EncoderAdapterConfig, backbone: Backbone) -> list[str]:
+        """Return the paths of the modules that get a tuner layer: the encoder layers that `config` selects.
+
+        Raises:
+            ValueError: if the configuration does not fit the backbone.
+        """
+        return [backbone.layer_names[index] for index in config.selected_layers(len(backbone.layer_names))]
+
+    def add_to(self, target: nn.Module, config: EncoderAdapterConfig, adapter_name: str) -> nn.Module:
+        """Return `target` with the adapter on it, in a tuner layer."""
+        modules = locate(target, self._backbone.spec)
+        if not isinstance(target, EncoderTunerLayer):
+            target = EncoderTunerLayer(target, modules, self._backbone, self.prefix)
+        parts = self.build_parts(config, self._backbone, modules)
+        target.update_layer(adapter_name, parts, config.inference_mode)
+        return target
+
+    def check_fit(self, config: EncoderAdapterConfig, backbone: Backbone) -> None:
+        """Raise ValueError if the configuration does not fit the backbone. Changes nothing."""
+        with torch.device("meta"):
+            self.build_parts(config, backbone, backbone.first_layer)
+
+    # ---- injection -----------------------------------------------------------------------------------------------
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: Optional[dict[str, torch.Tensor]] = None,
+    ) -> None:
+        """See `BaseTuner.inject_adapter`. `state_dict` is not needed: the configuration says which layers to adapt."""
+        # A copy: what is filled in below belongs to this model, and the caller may use the configuration for another.
+        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        _check_adapter_name(adapter_name, model, self.prefix, self.tuner_layer_cls.parts)
+        if not self.active_adapters:  # the last one was deleted
+            self.active_adapter = adapter_name
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        self._couple_heads(model, adapter_name)
+        backbone = resolve(model)
+        self._freeze_front_end(backbone)
+        set_up_training(model, backbone)
+        keep_frozen_statistics(model)
+        attentions = (locate(model.get_submodule(name), backbone.spec).attention for name in backbone.layer_names)
+        detach_positions(attentions, backbone.spec.positions, backbone.position_source)
+        tell_read_tokens(model, backbone)
+        del self._backbone, self._targets
+
+    def _couple_heads(self, model: nn.Module, adapter_name: str) -> None:
+        heads = tuple(module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
+        for module in model.modules():
+            if isinstance(module, HookedTunerLayer):
+                module.heads = heads
+        if adapter_name not in self.active_adapters:
+            return
+        # `inject_adapter_in_model` makes the new adapter active in the layers; PEFT leaves its heads behind, and the
+        # other adapters trainable.
+        self.set_adapter(self.active_adapters, inference_mode=self.peft_config[adapter_name].inference_mode)
+        for head in heads:
+            head.set_requires_grad(set(head._adapters) - set(self.active_adapters), requires_grad=False)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        was_active = adapter_name in self.active_adapters
+        super().delete_adapter(adapter_name)
+        if was_active and self.peft_config:
+            # Every layer and head has chosen for itself which adapter comes next.
+            self.set_adapter(self.active_adapters or sorted(self.peft_config)[:1])
+
+    def disable_adapter_layers(self) -> None:
+        switches = [
+            module for module in self.modules() if isinstance(module, (HookedTunerLayer, AuxiliaryTrainingWrapper))
+        ]
+        if not all(module.disable_adapters for module in switches):
+            self._is_frozen = not any(parameter.requires_grad for parameter in self.parameters())
+        super().disable_adapter_layers()
+
+    def enable_adapter_layers(self) -> None:
+        super().enable_adapter_layers()
+        if self._is_frozen:  # PEFT lets adapters train that were loaded for inference
+            self.requires_grad_(False)
+
+    def unload(self) -> nn.Module:
+        """Return the base model without adapters and without their hooks; a trained head stays in it."""
+        model = super().unload()
+        attach_positions(model)
+        ignore_read_tokens(model)
+        undo_set_up(model)
+        return model
+
+    def get_input_embeddings(self) -> Optional[nn.Module]:
+        """Return the base model's; None where it has none, which accelerate asks for before it shards a model."""
+        try:
+            return self.model.get_input_embeddings()
+        except NotImplementedError:  # what transformers raises for models that read waveforms
+            return None
+
+    def train(self, mode: bool = True) -> EncoderTuner:
+        super().train(mode)
+        keep_frozen_statistics(self)
+        return self
+
+    def _prepare_adapter_config(self, peft_config: EncoderAdapterConfig, model_config: dict) -> EncoderAdapterConfig:
+        backbone = resolve(self.model)
+        targets = self.target_names(peft_config, backbone)
+        self.check_fit(peft_config, backbone)
+        if peft_config.base_settings is not None:
+            check_settings(peft_config.base_settings, self.model, backbone)
+        modules_to_save = self._modules_to_save(peft_config, backbone, targets)
+
+        self._targets = set(targets)
+        self._backbone = backbone
+        peft_config.modules_to_save = modules_to_save
+        if peft_config.base_settings is not None and has_generic_labels(self.model.config):
+            set_labels(self.model.config, peft_config.base_settings)
+        remember_settings(peft_config, self.model, backbone.spec)
+        return peft_config
+
+    def _modules_to_save(self, config: EncoderAdapterConfig, backbone: Backbone, targets: list[str]) -> list[str]:
+        parameter = backbone.spec.layer_weights
+        has_layer_weights = parameter is not None and hasattr(self.model, parameter)
+        if config.modules_to_save is None:
+            check_not_quantised(self.model, backbone.head)
+            return [*backbone.head, *([MODULE_NAME] if has_layer_weights else [])]
+        names = [MODULE_NAME if name == parameter and has_layer_weights else name for name in config.modules_to_save]
+        known = [name for name, _ in self.model.named_modules()] + ([MODULE_NAME] if has_layer_weights else [])
+        missing = [name for name in names if not any(path == name or path.endswith("." + name) for path in known)]
+        if missing:
+            raise ValueError(
+                f"`modules_to_save` must name modules of {type(self.model).__name__}, which has none called "
+                f"{', '.join(map(repr, missing))}. Its head: {', '.join(map(repr, backbone.head)) or 'none'}."
+            )
+        _check_apart(names, self.model, set(targets))
+        check_not_quantised(self.model, names)
+        return names
+
+    def _prepare_model(self, peft_config: EncoderAdapterConfig, model: nn.Module) -> None:
+        if MODULE_NAME in peft_config.modules_to_save and not hasattr(model, MODULE_NAME):
+            model._layer_weights_swap = install_layer_weights(model, self._backbone.spec.layer_weights)
+
+    def _check_target_module_exists(self, peft_config: EncoderAdapterConfig, key: str) -> bool:
+        return key in self._targets
+
+    def _create_and_replace(
+        self,
+        peft_config: EncoderAdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: Optional[str] = None,
+    ) -> None:
+        adapted = self.add_to(target, peft_config, adapter_name)
+        if adapted is not target:
+            setattr(parent, target_name, adapted)
+
+    def _freeze_front_end(self, backbone: Backbone) -> None:
+        # A frozen feature encoder still marks its input as requiring a gradient, and so runs its backward pass.
+        front_end = None if backbone.front_end is None else base_layer_of(backbone.front_end)
+        if front_end is not None and not any(parameter.requires_grad for parameter in front_end.parameters()):
+            front_end._freeze_parameters()
+
+    # ---- taking adapters off -------------------------------------------------------------------------------------
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(MERGE_REFUSED)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: see the message. LoRA has this method."""
+        raise ValueError(
+            "These adapters cannot be averaged into one: their prompts and non-linear blocks are not a change of weights. "
+            "Where their outputs may add up, make several active: model.base_model.set_adapter([...])."
+        )
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, HookedTunerLayer):
+            child.remove_hooks()
+        if isinstance(new_module, LayerWeights):
+            remove_layer_weights(parent, parent._layer_weights_swap, new_module)
+            del parent._layer_weights_swap
+            return
+        setattr(parent, child_name, new_module)
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: EncoderAdapterConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        # The one place that every way of saving passes: labels may have been named since the adapter was made.
+        base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        remember_settings(config, base_model, resolve(base_model).spec)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Name a tensor `layers.N.<part>.<tensor>`, whatever the backbone calls its encoder layers, or, where it is
+        not a layer that is wrapped, `input.<part>.<tensor>`."""
+        parts = "|".join(cls.tuner_layer_cls.parts)
+        pattern = rf"(base_model\.model\.)?(?:.*?\.)?(\w+)\.{cls.prefix}({parts})\.{re.escape(adapter_name)}\.(.+)"
+        match = re.fullmatch(pattern, key)
+        if match is None:
+            return super()._remove_adapter_name_from_key(key, adapter_name)
+        root, place, part, tensor = match.groups()
+        place = f"layers.{place}" if place.isdigit() else "input"
+        return f"{root or ''}{place}.{part}.{tensor}"
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: EncoderAdapterConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_tensors(model, adapter_name, remapped)
+        return remapped
+
+    # ---- forward -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        adapter_names = kwargs.get("adapter_names")
+        with nullcontext() if adapter_names is None else mixed_batch(self.model, adapter_names):
+            yield
+
+
+def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts: tuple[str, ...]) -> None:
+    # torch takes as keys of a ModuleDict neither names with dots nor those of the dictionary's own attributes.
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+        raise ValueError(
+            f"`adapter_name` must be a name that torch.nn.ModuleDict takes as a key, not empty and without dots, got "
+            f"{adapter_name!r}. Choose another name."
+        )
+    segments = {segment for name, _ in model.named_parameters() for segment in name.split(".")}
+    adapters = {name for module in model.modules() for name in getattr(module, "_adapters", ())}
+    for layer in model.modules():
+        if isinstance(layer, HookedTunerLayer):
+            adapters.update(layer._all_available_adapter_names())
+    reserved = (segments - adapters) | set(parts) | {prefix + part for part in parts}
+    if adapter_name in reserved:
+        raise ValueError(
+            f"`adapter_name` must differ from the names of the model's modules and tensors, got {adapter_name!r}: PEFT "
+            "could not tell the adapter's tensors from the model's. Choose another name."
+        )
+
+
+def _check_apart(names: list[str], model: nn.Module, targets: set[str]) -> None:
+    """Raise ValueError if modules to be trained whole lie within one another, or around or within adapted ones."""
+    paths = [path for path, _ in model.named_modules() if any(path == n or path.endswith("." + n) for n in names)]
+    for path in paths:
+        for other in targets | set(paths) - {path}:
+            if path == other or path.startswith(other + ".") or other.startswith(path + "."):
+                raise ValueError(
+                    f"`modules_to_save` must name modules apart from each other and from what the adapter is put on, got "
+                    f"{names!r}: {path!r} and {other!r} are not. Name the head's modules, or leave the field out."
+                )

@@ -1,0 +1,45 @@
+"""What a base model does in training that is wrong for one that is frozen, and for its adapters."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..backbones.spec import Backbone
+
+
+LAYERDROP = ("layerdrop", "encoder_layerdrop")
+CHANGED = "_before_adapters"  # on the model: what was changed, (object, attribute, value)
+MISSING = object()
+
+
+def set_up_training(model: nn.Module, backbone: Backbone) -> None:
+    """Turn off what gets in the way; doing it again changes nothing more.
+
+    Layers that are left out at random leave their adapters without gradient, which distributed training takes for an
+    error or waits for, and `use_weighted_layer_sum` then lacks hidden states. And classifiers that average projected
+    frames take any keyword arguments but ignore the number of clips of a whole step, by which the Trainer believes them
+    to divide their loss: gradients would grow with the number of processes.
+    """
+    wanted = [
+        (holder, name, 0.0)
+        for holder in (model.config, *model.modules())
+        for name in LAYERDROP
+        if isinstance(vars(holder).get(name), float)
+    ]
+    if backbone.spec.frame_projection is not None:
+        wanted.append((model, "accepts_loss_kwargs", False))
+    changed = vars(model).setdefault(CHANGED, [])
+    for holder, name, value in wanted:
+        before = vars(holder).get(name, MISSING)
+        if before is MISSING or before != value:
+            changed.append((holder, name, before))
+            setattr(holder, name, value)
+
+
+def undo_set_up(model: nn.Module) -> None:
+    """Undo `set_up_training`."""
+    for holder, name, before in vars(model).pop(CHANGED, []):
+        if before is MISSING:
+            delattr(holder, name)
+        else:
+            setattr(holder, name, before)

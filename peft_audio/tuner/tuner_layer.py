@@ -1,0 +1,193 @@
+"""What the tuner layers of this package share: one module wrapped, parts by adapter name, hooks that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple, Optional
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..utils.per_thread import PerThread
+from .samples import join, take
+
+
+class MixedBatch(PerThread):
+    """The batch that a layer is running, where its samples have different adapters.
+
+    Attributes:
+        samples: indices of the samples by adapter; None where all have the same, the active ones.
+        adapter: the one whose samples are being worked on.
+    """
+
+    def __init__(self) -> None:
+        self.samples: Optional[dict[str, torch.Tensor]] = None
+        self.adapter: Optional[str] = None
+
+
+class HookedTunerLayer(nn.Module, BaseTunerLayer):
+    """Wraps one module of a backbone and owns what adapters train there.
+
+    The parameters of part P of adapter A are found under `<prefix>P.A`.
+
+    Args:
+        base_layer: the module.
+        prefix: prefix of the tuner type, which PEFT recognises its parameters by.
+    """
+
+    # The parts that hold parameters, in the order in which they act.
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, base_layer: nn.Module, prefix: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.prefix = prefix
+        self.adapter_layer_names = tuple(prefix + part for part in self.parts)
+        for name in self.adapter_layer_names:
+            self.add_module(name, nn.ModuleDict())
+        self._active_adapter = []
+        self.merged_adapters = []
+        self._hooks: tuple[Any, ...] = ()
+        self.heads: tuple[nn.Module, ...] = ()
+        self._mixed = MixedBatch()
+
+    def update_layer(self, adapter_name: str, modules: NamedTuple, inference_mode: bool = False) -> None:
+        """Take in a new adapter, a module or None for each part; it becomes the active one if there was none."""
+        for part in self.parts:
+            module = getattr(modules, part)
+            if module is not None:
+                self.part(part)[adapter_name] = module
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters or [adapter_name], inference_mode=inference_mode)
+
+    def train(self, mode: bool = True) -> HookedTunerLayer:
+        super().train(mode)
+        keep_frozen_statistics(self)
+        return self
+
+    def enable_adapters(self, enabled: bool) -> None:
+        super().enable_adapters(enabled)
+        # transformers' `disable_adapters` reaches the heads, its `enable_adapters` forgets them.
+        for head in self.heads:
+            head.enable_adapters(enabled)
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        # Replicas share the hooks, which belong to the original: its adapters would act on every GPU's data at once.
+        raise RuntimeError(
+            "These adapters do not run in torch.nn.DataParallel, which the Trainer takes where one process sees several "
+            "GPUs. Start one process per GPU instead, `accelerate launch --num_processes NUM_GPUS train.py` or "
+            "`torchrun --nproc_per_node NUM_GPUS train.py`, or show the process one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+
+    def remove_hooks(self) -> None:
+        """Give the base layer back as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def part(self, part: str) -> nn.ModuleDict:
+        """Return the modules of one part by adapter name."""
+        return getattr(self, self.prefix + part)
+
+    def active(self, part: str) -> list[tuple[str, nn.Module]]:
+        """Return what the active adapters have for one part, with their names; nothing while adapters are disabled.
+
+        In a mixed batch, those of all its samples, and within `by_adapter` that of the samples at hand.
+        """
+        if self.disable_adapters:
+            return []
+        names, modules = self.active_adapters, self.part(part)
+        if self._mixed.samples is not None:
+            names = self._mixed.samples if self._mixed.adapter is None else [self._mixed.adapter]
+        return [(name, modules[name]) for name in names if name in modules]
+
+    @contextmanager
+    def mixing(self, samples: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Within, in this thread, each adapter acts on its own samples only."""
+        self._mixed.samples = samples
+        try:
+            yield
+        finally:
+            self._mixed.samples = None
+
+    def can_mix(self, adapter_names: list[str]) -> bool:
+        """Whether samples with these adapters can be one batch here."""
+        return True
+
+    def by_adapter(self, function: Callable, *tensors: Optional[torch.Tensor]) -> Any:
+        """Return `function(*tensors)`; in a mixed batch, called for each adapter with its samples of the tensors.
+
+        A result with one row stands for all the samples that it was made for.
+        """
+        samples = self._mixed.samples
+        if samples is None:
+            return function(*tensors)
+        size, results = sum(map(len, samples.values())), []
+        for self._mixed.adapter, indices in samples.items():
+            try:
+                result = function(*take(tensors, indices, size))
+            finally:
+                self._mixed.adapter = None
+            results.append(_for_each(result, len(indices)))
+        return join(results, list(samples.values()), "hidden states")
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
+        # PEFT looks for `.weight`, which an encoder layer has not. Quantised weights are no floats, norms always are.
+        for parameter in base_layer.parameters():
+            if parameter.is_floating_point():
+                return parameter.device, parameter.dtype
+        return None, None
+
+    def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
+        raise ValueError(MERGE_REFUSED)
+
+    def unmerge(self) -> None:
+        """Nothing to do: adapters of this kind are never merged."""
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+
+def _for_each(result: Any, num_samples: int) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_for_each(item, num_samples) for item in result)
+    return result if result is None else result.expand(num_samples, *result.shape[1:])
+
+
+def base_layer_of(module: nn.Module) -> nn.Module:
+    """Return the module itself, or the one that a tuner layer is around."""
+    return module.get_base_layer() if isinstance(module, HookedTunerLayer) else module
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether there are adapters on the model, of any tuner type."""
+    return isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def keep_frozen_statistics(model: nn.Module) -> None:
+    """Leave frozen batch norms (wav2vec2-conformer has some) in evaluation mode.
+
+    In training mode their running statistics would follow the new data: the base model would change, and an adapter,
+    whose checkpoint does not have them, would be loaded onto other statistics than it was trained with.
+    """
+    for module in model.modules():
+        is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_batch_norm and module.training and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
+
+
+MERGE_REFUSED = (
+    "These adapters cannot be merged into the base model: prompts and non-linear blocks are not a change of its "
+    "weights. Use the model as it is, or `unload()` to get the base model back."
+)
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """Return the hidden states of what a module returned, a tensor or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, tensor: torch.Tensor) -> Any:
+    """Return `output` with other hidden states."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor

@@ -1,0 +1,1 @@
+"""The only room that touches what PEFT, transformers and torch keep private."""
