@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from peft_audio import attention, frozen_attention
+from peft_audio.tuner import attention, prompt_gradient
 from peft_audio.tuner.prompt_gradient import attend_to_frozen_tokens
 
 
@@ -36,8 +36,8 @@ def answers(monkeypatch):
 @pytest.fixture
 def kernels(monkeypatch):
     """What was seen of each kernel, nothing yet."""
-    monkeypatch.setattr(frozen_attention, "_gives_log_sum_exp", {})
-    return frozen_attention._gives_log_sum_exp
+    monkeypatch.setattr(prompt_gradient, "_gives_log_sum_exp", {})
+    return prompt_gradient._gives_log_sum_exp
 
 
 def take_torch_s_own(patch):
@@ -157,7 +157,7 @@ def test_another_kernel_is_used_where_it_saves_the_same(case, mask, kernels, mon
     change, usable = SAVED[case]
     *states, prompt_keys, prompt_values, mask = states_of(mask)
     expected, log_sum_exp = written_out(*states, mask)
-    monkeypatch.setattr(frozen_attention, "_log_sum_exp", lambda node: ("other", change(log_sum_exp.detach())))
+    monkeypatch.setattr(prompt_gradient, "_log_sum_exp", lambda node: ("other", change(log_sum_exp.detach())))
     for _ in range(2):
         actual = attend((*states, prompt_keys, prompt_values, mask))
         assert (actual is not None) == usable
