@@ -14,6 +14,8 @@ from typing import Any, Optional, Union
 import torch
 from torch import nn
 
+from ..upstream.hooks import owners_of_hooks, remove_hooks
+
 
 @dataclass(frozen=True)
 class PositionRule:
@@ -60,7 +62,7 @@ def detach_positions(
     if rule is None or rule.handed_on is None or any(p.requires_grad for p in source.parameters()):
         return
     for attention in attentions:
-        if not any(_is_detach(hook) for hook in attention._forward_hooks.values()):
+        if not any(isinstance(owner, Detach) for owner in owners_of_hooks(attention)):
             detach = Detach(rule.handed_on)
             attention.register_forward_pre_hook(detach.enter, with_kwargs=True)
             attention.register_forward_hook(detach.leave)
@@ -68,15 +70,7 @@ def detach_positions(
 
 def attach_positions(model: nn.Module) -> None:
     """Undo `detach_positions`."""
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if _is_detach(hook)]:
-                del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
-def _is_detach(hook: Any) -> bool:
-    return isinstance(getattr(hook, "__self__", None), Detach)
+    remove_hooks(model, Detach)
 
 
 def _made_again(embed_positions: nn.Module, tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:

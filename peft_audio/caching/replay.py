@@ -12,6 +12,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from ..upstream.hooks import owners_of_hooks, remove_hooks
 from ..utils.per_thread import PerThread
 from .plan import Plan, Template, map_tensors
 from .split_point import first_argument, frozen_modules, is_adapted, with_first_argument
@@ -143,8 +144,7 @@ class Replay:
     @staticmethod
     def on(model: nn.Module) -> Optional[Replay]:
         """Return the one that is attached to the model."""
-        owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
-        return next((owner for owner in owners if isinstance(owner, Replay)), None)
+        return next((owner for owner in owners_of_hooks(model) if isinstance(owner, Replay)), None)
 
     def attach(self, model: nn.Module, plan: Plan) -> None:
         """Put the hooks on the model, whose frozen part has the `digest` now; those of another cut leave it."""
@@ -248,14 +248,8 @@ def _stamp(model: nn.Module, plan: Plan) -> list[tuple[int, int]]:
 
 
 def _detach(model: nn.Module) -> None:
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for key, hook in list(hooks.items()):
-            owner = getattr(hook, "__self__", None)
-            if isinstance(owner, Replay):
-                owner.is_replaced = True
-                del hooks[key]
-                model._forward_pre_hooks_with_kwargs.pop(key, None)
-                model._forward_hooks_always_called.pop(key, None)
+    for replay in remove_hooks(model, Replay):
+        replay.is_replaced = True
 
 
 def check_options(model: nn.Module, given: dict[str, Any], error: type[Exception] = RuntimeError) -> None:

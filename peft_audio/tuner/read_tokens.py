@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from torch import nn
-from torch.nn.modules import module as global_hooks
 
 from ..backbones.spec import Backbone
+from ..upstream.hooks import forward_hooks, has_global_hooks, remove_hooks
 from ..utils.per_thread import PerThread
 from .encoder_layer import EncoderTunerLayer
 
@@ -56,14 +56,9 @@ class ReadTokens:
 
     def _is_watched(self) -> bool:
         modules = (self.trunk, *self.trunk.children(), self.layer, self.layer.get_base_layer())
-        hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+        hooks = [hook for module in modules for hook in forward_hooks(module)]
         others = [hook for hook in hooks if getattr(hook, "__self__", None) is not self]
         return has_global_hooks() or any(getattr(hook, "__module__", None) != CAPTURING for hook in others)
-
-
-def has_global_hooks() -> bool:
-    """Whether there are hooks on all modules (`torch.nn.modules.module.register_module_forward_hook`)."""
-    return bool(global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
 
 
 def tell_read_tokens(model: nn.Module, backbone: Backbone) -> None:
@@ -77,9 +72,4 @@ def tell_read_tokens(model: nn.Module, backbone: Backbone) -> None:
 
 def ignore_read_tokens(model: nn.Module) -> None:
     """Undo `tell_read_tokens`."""
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), ReadTokens)]:
-                del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-                module._forward_hooks_always_called.pop(key, None)
+    remove_hooks(model, ReadTokens)
