@@ -40,7 +40,7 @@ def layer_wide(
         layers = model.get_submodule(parent)
         layers[int(child)] = LayerWidePrompts(layers[int(child)], num_prompts, backbone.hidden_size)
     # A hook that might read hidden states: adapters then leave out none of them, which are not where they expect them.
-    backbone.trunk.register_forward_hook(lambda *_: None)
-    if backbone.front_end is not None and not freeze_front_end:
-        backbone.front_end._requires_grad = True
+    backbone.encoder.register_forward_hook(lambda *_: None)
+    if backbone.feature_encoder is not None and not freeze_front_end:
+        backbone.feature_encoder._requires_grad = True
     return adapted

@@ -79,7 +79,7 @@ def with_lora(model: PreTrainedModel) -> nn.Module:
 
 
 def with_lora_and_frozen_front_end(model: PreTrainedModel) -> nn.Module:
-    front_end = resolve(model).front_end
+    front_end = resolve(model).feature_encoder
     if front_end is not None:
         front_end._freeze_parameters()
     return with_lora(model)

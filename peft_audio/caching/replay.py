@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..upstream.hooks import owners_of_hooks, remove_hooks
-from ..utils.per_thread import PerThread
+from ..utils.forward_pass import ForwardPass
 from .plan import Plan, Template, map_tensors
 from .split_point import first_argument, frozen_modules, is_adapted, with_first_argument
 
@@ -115,13 +115,6 @@ def _check_checkpointing(cut: nn.Module, path: str) -> None:
         )
 
 
-class ReplayPass(PerThread):
-    """The calls of the model that are running, innermost last; None for one from raw input."""
-
-    def __init__(self) -> None:
-        self.calls: list[Optional[Call]] = []
-
-
 class Replay:
     """Two hooks on a model: a batch of cached states runs from the cut on, any other batch as always.
 
@@ -139,7 +132,6 @@ class Replay:
         self.plans: dict[tuple, Plan] = {}
         self.names: list[str] = []
         self.is_replaced = False
-        self._pass = ReplayPass()
 
     @staticmethod
     def on(model: nn.Module) -> Optional[Replay]:
@@ -158,7 +150,7 @@ class Replay:
 
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Optional[tuple[tuple, dict[str, Any]]]:
         """Forward pre-hook of the model."""
-        calls = self._pass.calls
+        calls = ForwardPass.of(model).cached_calls
         if calls and calls[-1] is not None:
             calls[-1].end()  # it was interrupted by hand; or the model is run within itself, which `leave` will tell
         calls.append(None)
@@ -178,7 +170,8 @@ class Replay:
 
     def leave(self, model: nn.Module, args: tuple, output: Any) -> None:
         """Forward hook of the model, called after errors too."""
-        call = self._pass.calls.pop() if self._pass.calls else None
+        calls = ForwardPass.of(model).cached_calls
+        call = calls.pop() if calls else None
         if call is None:
             return
         has_ended = call.has_ended

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import nn
 
 from ..backbones.table import frame_mask, resolve
 from ..tuner.tuner_layer import has_adapters
-from ..utils.per_thread import PerThread
+from ..utils.forward_pass import ForwardPass
 
 
 # The smallest variance that is told from zero: the square root has no gradient at zero.
@@ -44,7 +42,7 @@ def use_statistics_pooling(model: nn.Module) -> nn.Module:
         raise ValueError(f"This {type(model).__name__} pools statistics already.")
     *_, classifier = backbone.head
     hidden_size, reference = backbone.hidden_size, getattr(model, classifier).weight
-    pooling = StatisticsPooling()
+    pooling = StatisticsPooling(ForwardPass.of(model))
     head = nn.Sequential(nn.LayerNorm(2 * hidden_size), nn.Linear(2 * hidden_size, model.config.num_labels))
     nn.init.normal_(head[1].weight, std=getattr(model.config, "initializer_range", 0.02))
     nn.init.zeros_(head[1].bias)
@@ -74,35 +72,28 @@ def has_statistics_pooling(model: nn.Module) -> bool:
     return installed
 
 
-class PoolingPass(PerThread):
-    """One forward pass: the model and the attention mask that it was given, `(batch, samples)`."""
-
-    def __init__(self) -> None:
-        self.mask_of: Optional[tuple[nn.Module, torch.Tensor]] = None
-
-
 class StatisticsPooling(nn.Module):
     """Stands in for the projection of every frame, in front of the classifier's own mean over time.
 
     It gives every frame the same vector, the statistics of the whole clip, so that the mean that follows returns them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forward_pass: ForwardPass) -> None:
         super().__init__()
-        self._pass = PoolingPass()
+        self._pass = forward_pass
 
     def remember_mask(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """Forward pre-hook of the classifier: keep its attention mask, `(batch, samples)`, for the pooling."""
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        self._pass.mask_of = None if mask is None else (model, mask)
+        self._pass.clip_mask = None if mask is None else (model, mask)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map frames `(batch, frames, d)` to `(batch, frames, 2 d)`, the same [mean, std] in every frame."""
         num_frames = hidden_states.shape[1]
-        if self._pass.mask_of is None:
+        if self._pass.clip_mask is None:
             mask = hidden_states.new_ones(1, num_frames, 1)
         else:
-            (model, mask), self._pass.mask_of = self._pass.mask_of, None
+            (model, mask), self._pass.clip_mask = self._pass.clip_mask, None
             mask = frame_mask(model, num_frames, mask).unsqueeze(-1).to(hidden_states.dtype)
         statistics = mean_and_std(hidden_states, mask)
         return statistics.unsqueeze(1).repeat(1, num_frames, 1)

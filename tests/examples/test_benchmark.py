@@ -27,7 +27,7 @@ from torch import nn
 from transformers import ASTConfig, ASTForAudioClassification, Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from peft_audio import IPETConfig, save_activations_in_half
-from peft_audio.tuner.read_tokens import ignore_read_tokens
+from peft_audio.tuner.read_tokens import remove_read_tokens
 
 
 CPU = Precision()
@@ -68,7 +68,7 @@ SMALL = {
 def test_saved_bytes_are_those_that_hooks_see(backbone, method):
     model, batch = SMALL[method](make(backbone)).train(), batch_for(backbone)
     # With hooks on saved tensors no layer leaves anything out, so neither may it without.
-    ignore_read_tokens(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    remove_read_tokens(model.get_base_model() if hasattr(model, "get_base_model") else model)
     expected = bytes_by_hooks(model, batch)
     # Beside what autograd saves, a few small things live behind the loss: its weight, the logits.
     assert expected <= measure.saved_bytes(model, batch, CPU) <= expected + 256
@@ -100,7 +100,7 @@ def test_counting_flops_leaves_adapted_layers_free_to_leave_something_out():
         model(**batch).loss.backward()
 
     counted = measure.flops(step)
-    ignore_read_tokens(model.get_base_model())
+    remove_read_tokens(model.get_base_model())
     assert counted < 0.9 * measure.flops(step)
 
 

@@ -12,7 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from transformers import DeiTForImageClassificationWithTeacher
 
 from peft_audio import use_mean_token_pooling
-from peft_audio.tuner.read_tokens import ignore_read_tokens
+from peft_audio.tuner.read_tokens import remove_read_tokens
 from peft_audio.tuner.tuner_layer import base_layer_of
 
 
@@ -43,7 +43,7 @@ def trunk_of(model):
 def in_whole(model):
     """The same model, whose last layer puts out every token."""
     twin = copy.deepcopy(model)
-    ignore_read_tokens(twin.get_base_model())
+    remove_read_tokens(twin.get_base_model())
     return twin
 
 
