@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from ..tuner.tuner_layer import has_adapters
+from ..upstream.peft_layers import has_adapters
 from ..utils.validation import require, require_positive_integer
 
 

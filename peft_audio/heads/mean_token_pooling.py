@@ -9,7 +9,7 @@ from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogra
     ASTPreTrainedModel,
 )
 
-from ..tuner.tuner_layer import has_adapters
+from ..upstream.peft_layers import has_adapters
 
 
 # Where a model's configuration remembers the head. The configuration is saved with the model, the hook is not.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..backbones.table import frame_mask, resolve
-from ..tuner.tuner_layer import has_adapters
+from ..upstream.peft_layers import has_adapters
 from ..utils.per_thread import PerThread
 
 
