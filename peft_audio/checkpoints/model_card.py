@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftConfig, load_peft_weights
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from yaml import YAMLError
 
 from ..config import EncoderAdapterConfig
-from ..upstream.model_cards import PEFT_TEMPLATE_MARK, default_sampling_rate
+from ..upstream.model_cards import PEFT_TEMPLATE_MARK, default_sampling_rate, is_hub_id
 from ..utils.atomic_files import written_together
 from ..utils.validation import is_number, require
 from .base_settings import labels_of
@@ -69,12 +68,8 @@ class CardFacts:
     @property
     def hub_base_model(self) -> Optional[str]:
         """The base model's id on the Hub; None for a local one, so that no private path is published."""
-        name = self.config.base_model_name_or_path or "/"
-        try:
-            validate_repo_id(name)
-        except HFValidationError:
-            return None
-        return None if os.path.exists(name) else name
+        name = self.config.base_model_name_or_path
+        return name if name and is_hub_id(name) and not os.path.exists(name) else None
 
     @property
     def sampling_rate(self) -> Optional[int]:

@@ -106,7 +106,6 @@ class PoolingPass(PerThread):
     """What one forward pass keeps: the model and its attention mask, `(batch, samples)`."""
 
     def __init__(self) -> None:
-        """Start without a mask."""
         self.mask_of: Optional[tuple[nn.Module, torch.Tensor]] = None
 
 
@@ -117,7 +116,6 @@ class StatisticsPooling(nn.Module):
     """
 
     def __init__(self) -> None:
-        """Start without a mask."""
         super().__init__()
         self._pass = PoolingPass()
 

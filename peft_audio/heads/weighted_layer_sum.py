@@ -31,7 +31,6 @@ class LayerWeights(nn.Module):
     """
 
     def __init__(self, parameter_name: str, values: torch.Tensor) -> None:
-        """Copy the initial weights."""
         super().__init__()
         self.parameter_name = parameter_name
         self.register_parameter(parameter_name, nn.Parameter(values.detach().clone()))
@@ -58,7 +57,6 @@ class LayerWeightsSwap:
     """
 
     def __init__(self, model: nn.Module, parameter_name: str) -> None:
-        """Register the hooks."""
         self.parameter_name = parameter_name
         self.running = 0
         self.handles = (

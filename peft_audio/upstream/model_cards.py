@@ -1,7 +1,7 @@
-"""What model cards are made of that PEFT and transformers do not document.
+"""What model cards need from inside of PEFT, transformers and huggingface_hub.
 
-Relied upon: a sentence of the template that PEFT fills in for a new model card, and transformers' table of feature
-extractors by configuration class.
+Relied upon: a sentence of the template that PEFT fills in for a new model card, transformers' table of feature extractors
+by configuration class, and huggingface_hub's rules for names of repositories.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import inspect
 from typing import Any, Optional
 
 import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not listed there
 
 
 PEFT_TEMPLATE_MARK = "<!-- Provide a quick summary of what the model is/does. -->"
@@ -31,3 +33,12 @@ def default_sampling_rate(model_class_name: str) -> Optional[int]:
         return None
     parameters = inspect.signature(extractors[model_class.config_class]).parameters
     return parameters["sampling_rate"].default if "sampling_rate" in parameters else None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a repository on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
