@@ -22,7 +22,6 @@ LARGER = {
     "peft_audio/ast/from_vit.py": ["ast_from_vit"],
     "peft_audio/ast/resize.py": ["resize_ast"],
     "peft_audio/auto.py": ["from_pretrained"],
-    "peft_audio/caching/dataset.py": ["cache_frozen"],
     "peft_audio/tuner/prompt_gradient.py": ["attend_to_frozen_tokens"],
     "tests/checkpoints/test_bad_folders.py": ["the file"],
     "tests/checkpoints/test_peft_saving.py": ["the file"],

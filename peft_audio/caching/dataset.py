@@ -51,12 +51,13 @@ def cache_frozen(
         RuntimeError: the frozen part is sharded (FSDP, ZeRO-3).
 
     Examples:
-        >>> config = ASTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, max_length=32)
-        >>> model = get_peft_model(ASTForAudioClassification(config), IPETConfig(layers_to_transform=[1]))
+        >>> config = ASTConfig(hidden_size=12, num_hidden_layers=2, max_length=32)
+        >>> model = ASTForAudioClassification(config)
+        >>> model = get_peft_model(model, peft_audio.IPETConfig(layers_to_transform=[1]))
         >>> clips = [{"input_values": torch.randn(32, 128), "labels": index % 2} for index in range(4)]
-        >>> states = cache_frozen(model, clips, "frozen")
+        >>> states = peft_audio.cache_frozen(model, clips, "frozen")
         >>> states[0]["input_values"].shape  # what enters layer 1: 1, tokens, hidden size
-        torch.Size([1, 26, 8])
+        torch.Size([1, 26, 12])
     """
     return _cache(model, dataset, Path(cache_dir), batch_size, max_bytes, deterministic)
 
