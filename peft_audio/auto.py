@@ -1,4 +1,4 @@
-"""Loading a trained adapter together with its base model in one line."""
+"""Loading a trained adapter together with its base model in one call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional, Union
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
@@ -19,7 +18,7 @@ from huggingface_hub.errors import (
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
-from transformers import AutoConfig, AutoModelForAudioClassification
+from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedConfig
 from transformers.utils import logging
 
 from .backbones.table import resolve
@@ -29,12 +28,33 @@ from .checkpoints.tensors import read_config, read_weights
 from .config import EncoderAdapterConfig
 from .heads.weighted_layer_sum import MODULE_NAME
 from .tuner.quantized import check_not_quantised
+from .upstream.peft_state_dict import PEFT_MODEL_PREFIX, Tensors
+from .upstream.transformers_loading import keys_left_random
+
+
+LAYER_WEIGHTS = "use_weighted_layer_sum"  # field of a model's configuration
 
 
 class AutoPeftModelForAudioClassification:
-    """Makes a `PeftModel` from the folder or Hub id of an adapter; use `from_pretrained`."""
+    """Loads an adapter of an audio classifier together with its base model; use `from_pretrained`.
+
+    Examples:
+        >>> config = ASTConfig(hidden_size=12, num_hidden_layers=1)
+        >>> config.id2label = {0: "dog", 1: "rain"}
+        >>> ASTForAudioClassification(config).save_pretrained("base")
+        >>> base_model = ASTForAudioClassification.from_pretrained("base")
+        >>> get_peft_model(base_model, peft_audio.EmbeddingPromptConfig()).save_pretrained("adapter")
+        >>> model = peft_audio.AutoPeftModelForAudioClassification.from_pretrained("adapter")
+        >>> model.config.id2label
+        {0: 'dog', 1: 'rain'}
+    """
 
     def __init__(self) -> None:
+        """Refuse to make an object of this class.
+
+        Raises:
+            OSError: always.
+        """
         raise OSError(f"Use {type(self).__name__}.from_pretrained(folder_or_hub_id).")
 
     @classmethod
@@ -49,43 +69,35 @@ class AutoPeftModelForAudioClassification:
         low_cpu_mem_usage: bool = False,
         **kwargs: Any,
     ) -> PeftModel:
-        """Load the base model named by the adapter, bring it to what the adapter was trained on, and load the adapter.
+        """Load the base model that the adapter names, set it up as in training, and load the adapter.
 
-        Labels, number of labels, input length and strides of an AST, and the kind of head are as they were in training.
+        Labels, number of labels, input length and strides of an AST, and kind of head are those of the training.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of the adapter.
-            adapter_name: the name it gets in the model.
+            adapter_name: the name that the adapter gets in the model.
             is_trainable: False freezes the adapter and puts the model in evaluation mode.
-            config: the adapter's configuration, None to read it from the folder.
+            config: the adapter's configuration; None reads it from the folder.
             revision: branch, tag or commit of the adapter's repository.
             subfolder: folder of the adapter inside its repository.
-            low_cpu_mem_usage: make the adapter's tensors only once, when they are read.
+            low_cpu_mem_usage: allocate the adapter's tensors only when they are read.
             **kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `token`, ...).
 
         Raises:
-            ValueError: if the checkpoint is unreadable, or its tensors are not exactly those of the adapter.
+            ValueError: if there is no adapter, its files cannot be read, or they do not fit the base model.
         """
         source = os.fspath(pretrained_model_name_or_path)
         source, location = _local_copy(source, revision, subfolder, _hub_arguments(kwargs))
         config = config or read_config(source, location)
-        weights = read_weights(source, location)
-        base_model = _load_base_model(config, weights, source, kwargs)
-        return PeftModel.from_pretrained(
-            base_model,
-            source,
-            adapter_name=adapter_name,
-            is_trainable=is_trainable,
-            config=config,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            **location,
-        )
+        base_model = _load_base_model(config, read_weights(source, location), source, kwargs)
+        options = {"low_cpu_mem_usage": low_cpu_mem_usage, **location}
+        return PeftModel.from_pretrained(base_model, source, adapter_name, is_trainable, config, **options)
 
 
 def _local_copy(
     source: str, revision: Optional[str], subfolder: Optional[str], hub_arguments: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Return a folder with the adapter, and where in it it is. Its files are of one commit.
+    """Return a folder with the adapter, and its `subfolder` there. All files are of the same commit.
 
     Raises:
         ValueError: if there is no adapter.
@@ -110,9 +122,7 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
-def _load_base_model(
-    config: PeftConfig, weights: dict[str, torch.Tensor], source: str, kwargs: dict[str, Any]
-) -> nn.Module:
+def _load_base_model(config: PeftConfig, weights: Tensors, source: str, kwargs: dict[str, Any]) -> nn.Module:
     name = config.base_model_name_or_path
     if not name:
         raise ValueError(
@@ -120,18 +130,12 @@ def _load_base_model(
             "PeftModel.from_pretrained(base_model, folder)."
         )
     settings = (config.base_settings or {}) if isinstance(config, EncoderAdapterConfig) else {}
-    saved_head = tuple(config.modules_to_save or ())
-    revision = config.revision
-    model_config = AutoConfig.from_pretrained(name, revision=revision, **_hub_arguments(kwargs))
-    if saved_head:
-        set_labels(model_config, settings)
-    if "use_weighted_layer_sum" in settings:
-        model_config.use_weighted_layer_sum = settings["use_weighted_layer_sum"]
+    saved_head = tuple(getattr(config, "modules_to_save", None) or ())
     with _quiet():
         model, info = AutoModelForAudioClassification.from_pretrained(
             name,
-            config=model_config,
-            revision=revision,
+            config=_model_config(name, config.revision, saved_head, settings, kwargs),
+            revision=config.revision,
             ignore_mismatched_sizes=bool(saved_head),
             output_loading_info=True,
             **kwargs,
@@ -145,9 +149,25 @@ def _load_base_model(
     return model
 
 
+def _model_config(
+    name: str,
+    revision: Optional[str],
+    saved_head: tuple[str, ...],
+    settings: dict[str, Any],
+    kwargs: dict[str, Any],
+) -> PreTrainedConfig:
+    """Return the base model's configuration with what the adapter brings: the labels of its head, the layer weights."""
+    model_config = AutoConfig.from_pretrained(name, revision=revision, **_hub_arguments(kwargs))
+    if saved_head:
+        set_labels(model_config, settings)
+    if LAYER_WEIGHTS in settings:
+        setattr(model_config, LAYER_WEIGHTS, settings[LAYER_WEIGHTS])
+    return model_config
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # transformers would warn of a head of new size, which the adapter's own replaces; the rest is checked below.
+    # transformers would warn about a head of another size. The adapter's head replaces it; the rest is checked below.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -158,10 +178,7 @@ def _quiet() -> Iterator[None]:
 
 def _check_loading(info: dict[str, Any], saved_head: tuple[str, ...], name: str) -> None:
     replaced = tuple(f"{module}." for module in saved_head) + ("layer_weights",) * (MODULE_NAME in saved_head)
-    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
-    mismatched, missing = (
-        sorted(key for key in keys if not key.startswith(replaced)) for keys in (mismatched, info["missing_keys"])
-    )
+    missing, mismatched = ([key for key in keys if not key.startswith(replaced)] for keys in keys_left_random(info))
     if mismatched:
         raise ValueError(
             f"The base model {name!r} does not fit its own configuration: {', '.join(mismatched)} have other shapes. "
@@ -170,15 +187,15 @@ def _check_loading(info: dict[str, Any], saved_head: tuple[str, ...], name: str)
     if missing:
         warnings.warn(
             f"The checkpoint of the base model {name!r} lacks {', '.join(missing)}, which are left at random values. "
-            "The adapter gives the results it had in training only if training did without them as well.",
+            "The adapter gives the results it had in training only if its training did not use them either.",
             stacklevel=4,
         )
 
 
-def _check_head(model: nn.Module, saved_head: tuple[str, ...], weights: dict[str, torch.Tensor], source: str) -> None:
-    # PEFT looks the head's tensors up without checking that they are there.
+def _check_head(model: nn.Module, saved_head: tuple[str, ...], weights: Tensors, source: str) -> None:
+    # PEFT reads the head's tensors without checking that they are there.
     modules = {name: module for name, module in model.named_modules() if name in saved_head}
-    needed = [f"base_model.model.{name}.{key}" for name, module in modules.items() for key in module.state_dict()]
+    needed = [f"{PEFT_MODEL_PREFIX}{name}.{key}" for name, module in modules.items() for key in module.state_dict()]
     missing = [key for key in needed if key not in weights]
     if missing:
         raise ValueError(f"The checkpoint of adapter {source!r} lacks {', '.join(missing)}. Was it cut short?")

@@ -1,7 +1,7 @@
 """Metrics of speaker verification and audio tagging: equal error rate, minimum detection cost, mean average precision.
 
-In verification a trial is a pair of recordings with a score; label 1 is a target trial (the same speaker), label 0 a
-nontarget trial. A trial is accepted where its score reaches the threshold, so a higher score means more alike: negate
+In verification a trial is a pair of recordings with a score. Label 1 is a target trial (the same speaker), label 0 a
+nontarget trial. A trial is accepted if its score reaches the threshold, so a higher score must mean more similar: negate
 distances.
 """
 
@@ -16,28 +16,33 @@ import torch
 
 
 def equal_error_rate(scores: Any, labels: Any) -> float:
-    """The error rate at the threshold where the miss rate and the false accept rate are equal (EER).
+    """Return the error rate at the threshold where miss rate and false accept rate are equal (EER).
 
-    Both rates are interpolated linearly between neighbouring operating points of `detection_error_tradeoff`: the EER is
-    where the line through the points crosses the diagonal. Trials of equal score are accepted or missed together. The
-    convex hull of the points, which some toolkits take instead, gives the same rate or a lower one.
+    Both rates are interpolated linearly between neighboring operating points of `detection_error_tradeoff`: the EER is
+    where the line through the points crosses the diagonal. Trials with the same score are accepted or missed together.
+    Some toolkits use the convex hull of the points instead, which gives the same rate or a lower one.
 
     Args:
-        scores: `(trials,)`, an array, list or tensor of finite numbers. Only their order counts.
+        scores: `(trials,)`, an array, list or tensor of finite numbers. Only their order matters.
         labels: `(trials,)`, 1 or True for target trials, 0 or False for nontarget trials.
 
     Returns:
-        The rate in [0, 1]: 0 where every target trial scores higher than every nontarget trial, about 0.5 at chance.
+        The rate in [0, 1]: 0 if every target trial scores higher than every nontarget trial, about 0.5 at chance.
 
     Raises:
-        ValueError: where `detection_error_tradeoff` raises it.
+        ValueError: as `detection_error_tradeoff` does.
+
+    Examples:
+        >>> from peft_audio.metrics import equal_error_rate
+        >>> equal_error_rate(scores=[0.9, 0.8, 0.3, 0.6, 0.2, 0.1], labels=[1, 1, 1, 0, 0, 0])
+        0.3333333333333333
     """
     false_accept_rates, miss_rates, _ = detection_error_tradeoff(scores, labels)
     return float(np.interp(0.0, miss_rates - false_accept_rates, false_accept_rates))
 
 
 def min_dcf(scores: Any, labels: Any, p_target: float = 0.01, c_miss: float = 1, c_fa: float = 1) -> float:
-    """The lowest normalised detection cost over all thresholds (minDCF), of NIST's evaluations and VoxCeleb's.
+    """Return the lowest normalized detection cost over all thresholds (minDCF), as used by NIST and VoxCeleb.
 
     The cost is `c_miss * p_target * miss rate + c_fa * (1 - p_target) * false accept rate`, divided by the lower cost
     of accepting all trials or none, `min(c_miss * p_target, c_fa * (1 - p_target))` (NIST SRE 2010, evaluation plan).
@@ -46,15 +51,20 @@ def min_dcf(scores: Any, labels: Any, p_target: float = 0.01, c_miss: float = 1,
     Args:
         scores: `(trials,)`, as for `equal_error_rate`.
         labels: `(trials,)`, as for `equal_error_rate`.
-        p_target: the probability of a target trial in use. It replaces the share of target trials in `labels`.
+        p_target: the probability of a target trial in the application, instead of their share in `labels`.
         c_miss: the cost of missing a target trial.
         c_fa: the cost of accepting a nontarget trial.
 
     Returns:
-        The cost in [0, 1]: 1 where no threshold is better than accepting all trials or none.
+        The cost in [0, 1]: 1 if no threshold is better than accepting all trials or none.
 
     Raises:
-        ValueError: where `detection_error_tradeoff` raises it; `p_target` outside (0, 1); a cost that is not positive.
+        ValueError: as `detection_error_tradeoff` does, if `p_target` is outside (0, 1), or if a cost is not positive.
+
+    Examples:
+        >>> from peft_audio.metrics import min_dcf
+        >>> min_dcf(scores=[0.9, 0.8, 0.3, 0.6, 0.2, 0.1], labels=[1, 1, 1, 0, 0, 0])
+        0.3333333333333333
     """
     _require_between_0_and("p_target", p_target, 1, "it is a probability, 0.01 in VoxCeleb")
     _require_between_0_and("c_miss", c_miss, math.inf, "only the ratio of c_miss to c_fa counts")
@@ -66,23 +76,28 @@ def min_dcf(scores: Any, labels: Any, p_target: float = 0.01, c_miss: float = 1,
 
 
 def mean_average_precision(scores: Any, targets: Any) -> float:
-    """The mean over the labels of the average precision of the clips in order of score (mAP).
+    """Return the average precision of the clips in order of score, averaged over the labels (mAP).
 
-    A label's average precision is the sum over thresholds of the precision times the growth of the recall, without
-    interpolation; clips of equal score enter together. Each label counts the same (macro average). A label that no
-    clip is known to have is left out: its precision is undefined.
+    A label's average precision is the sum over thresholds of the precision times the increase of the recall, without
+    interpolation. Clips with the same score enter together. All labels have the same weight (macro average). A label that
+    no clip is known to have is left out, because its precision is undefined.
 
     Args:
-        scores: `(clips, labels)`, an array, list or tensor of finite numbers. Only their order within a label counts.
+        scores: `(clips, labels)`, an array, list or tensor of finite numbers. Only their order within a label matters.
         targets: `(clips, labels)`, 1 or True where the clip has the label, 0 or False where not, NaN where that is
-            unknown: such a clip is left out of that label's precision.
+            unknown. Such a clip is left out of that label's precision.
 
     Returns:
         The mean in (0, 1]. Constant scores give the mean share of positive clips.
 
     Raises:
-        ValueError: inputs that are not two-dimensional, are empty or of different shapes; scores that are not finite;
-            targets other than 0, 1 and NaN; no positive target at all.
+        ValueError: if the inputs are not two-dimensional, are empty or have different shapes, scores are not finite,
+            targets are other than 0, 1 and NaN, or no target is positive.
+
+    Examples:
+        >>> from peft_audio.metrics import mean_average_precision
+        >>> mean_average_precision(scores=[[0.9, 0.2], [0.6, 0.7], [0.1, 0.4]], targets=[[1, 1], [0, 0], [1, 0]])
+        0.5833333333333333
     """
     scores = _finite("scores", _array("scores", scores, ("clips", "labels")))
     targets = _array("targets", targets, ("clips", "labels"))
@@ -100,7 +115,7 @@ def mean_average_precision(scores: Any, targets: Any) -> float:
 
 
 def detection_error_tradeoff(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two error rates of a detector at every threshold: the DET curve (Martin et al. 1997).
+    """Return the two error rates of a detector at every threshold: the DET curve (Martin et al. 1997).
 
     Args:
         scores: `(trials,)`, as for `equal_error_rate`.
@@ -108,12 +123,12 @@ def detection_error_tradeoff(scores: Any, labels: Any) -> tuple[np.ndarray, np.n
 
     Returns:
         `(false_accept_rates, miss_rates, thresholds)`, three float64 arrays of shape `(distinct scores + 1,)`. The
-        thresholds ascend: every distinct score, where trials of that score and above are accepted, then infinity. So
-        the false accept rate falls from 1 to 0 while the miss rate rises from 0 to 1, both ends included.
+        thresholds are the distinct scores in ascending order, then infinity; trials that reach a threshold are accepted.
+        So the false accept rate falls from 1 to 0 while the miss rate rises from 0 to 1, both ends included.
 
     Raises:
-        ValueError: inputs that are not one-dimensional, are empty or of different lengths; scores that are not finite
-            or all the same; labels other than 0 and 1; one class only.
+        ValueError: if the inputs are not one-dimensional, are empty or have different lengths, scores are not finite or
+            all the same, labels are other than 0 and 1, or all labels are the same.
     """
     scores = _finite("scores", _array("scores", scores, ("trials",)))
     labels = _array("labels", labels, ("trials",))
@@ -135,7 +150,7 @@ def detection_error_tradeoff(scores: Any, labels: Any) -> tuple[np.ndarray, np.n
 
 
 def _count_errors(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(false_accepts, misses, thresholds)`: the distinct scores ascending; the counts there and at infinity."""
+    """Return `(false_accepts, misses, thresholds)`: thresholds in ascending order, counts at each and at infinity."""
     thresholds, position = np.unique(scores, return_inverse=True)
 
     def count_below(kind: np.ndarray) -> np.ndarray:
@@ -152,7 +167,7 @@ def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _array(argument: str, values: Any, axes: tuple[str, ...]) -> np.ndarray:
-    """`values` as an array of real numbers with these axes, none of them empty."""
+    """Return `values` as an array of real numbers with these axes, none of them empty, or raise ValueError."""
     rule = f"`{argument}` must be numbers of shape ({', '.join(axes)}{',' if len(axes) == 1 else ''})"
     try:
         if isinstance(values, torch.Tensor):
@@ -164,7 +179,7 @@ def _array(argument: str, values: Any, axes: tuple[str, ...]) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{rule}, got dtype {array.dtype}: convert them to float first.")
     if array.ndim != len(axes):
-        raise ValueError(f"{rule}, got shape {array.shape}: reshape them, or select the axes that count.")
+        raise ValueError(f"{rule}, got shape {array.shape}: reshape them, or select the axes to use.")
     if array.size == 0:
         raise ValueError(f"{rule}, at least one each, got shape {array.shape}: collect them before the call.")
     return array
@@ -196,5 +211,6 @@ def _require_same_shape(argument: str, array: np.ndarray, scores: np.ndarray) ->
 
 
 def _require_between_0_and(argument: str, value: Any, limit: float, way_out: str) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < limit:
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_real or not 0 < value < limit:
         raise ValueError(f"`{argument}` must be a number above 0 and below {limit}, got {value!r}: {way_out}.")

@@ -7,15 +7,17 @@ from peft_audio.metrics import equal_error_rate
 
 
 class EqualErrorRate(evaluate.Metric):
+    """`peft_audio.metrics.equal_error_rate` as a metric of Hugging Face evaluate."""
+
     def _info(self):
-        # A column of integers would cut a label of 0.7 to 0; as a float it reaches the check.
+        # A column of integers would turn a label of 0.7 into 0 before it is checked.
         number = datasets.Value("float64")
         return evaluate.MetricInfo(
             description="The error rate at the threshold where the miss rate and the false accept rate are equal.",
             citation="",
             inputs_description="""
 Args:
-    prediction_scores: the score of each trial; higher means more alike.
+    prediction_scores: the score of each trial; higher means more similar.
     references: 1 for target trials (the same speaker), 0 for nontarget trials.
 Returns:
     equal_error_rate: in [0, 1].

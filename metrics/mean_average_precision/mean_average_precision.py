@@ -7,6 +7,8 @@ from peft_audio.metrics import mean_average_precision
 
 
 class MeanAveragePrecision(evaluate.Metric):
+    """`peft_audio.metrics.mean_average_precision` as a metric of Hugging Face evaluate."""
+
     def _info(self):
         # Floats for the references too: NaN, an unknown label, has no integer.
         row = datasets.List(datasets.Value("float64"))

@@ -7,17 +7,19 @@ from peft_audio.metrics import min_dcf
 
 
 class MinDCF(evaluate.Metric):
+    """`peft_audio.metrics.min_dcf` as a metric of Hugging Face evaluate."""
+
     def _info(self):
-        # A column of integers would cut a label of 0.7 to 0; as a float it reaches the check.
+        # A column of integers would turn a label of 0.7 into 0 before it is checked.
         number = datasets.Value("float64")
         return evaluate.MetricInfo(
-            description="The lowest normalised detection cost over all thresholds (minDCF).",
+            description="The lowest normalized detection cost over all thresholds (minDCF).",
             citation="",
             inputs_description="""
 Args:
-    prediction_scores: the score of each trial; higher means more alike.
+    prediction_scores: the score of each trial; higher means more similar.
     references: 1 for target trials (the same speaker), 0 for nontarget trials.
-    p_target: the probability of a target trial in use, 0.01 by default.
+    p_target: the probability of a target trial in the application, 0.01 by default.
     c_miss: the cost of missing a target trial, 1 by default.
     c_fa: the cost of accepting a nontarget trial, 1 by default.
 Returns:

@@ -12,12 +12,12 @@ from transformers import ASTConfig, ASTForAudioClassification
 
 from ..heads.mean_token_pooling import use_mean_token_pooling
 from ..utils.validation import require, require_positive_integer
-from .from_vit import Tensors, build_ast, input_sizes, patch_grid
-from .resize import num_patches, resize_positions
+from .from_vit import Tensors, build_ast, input_sizes
+from .resize import num_patches, patch_grid, resize_positions
 
 
 SSAST_PATCH = 16
-# Mel bins and frames of SSAST's pretraining, for checkpoints that do not say themselves.
+# Mel bins and frames of SSAST's pretraining, for checkpoints that do not have them.
 SSAST_INPUT = (128, 1024)
 # Names of a layer's modules in SSAST (those of timm's DeiT) and in AST. The three projections are one matrix in SSAST.
 SSAST_LAYER = {
@@ -27,7 +27,7 @@ SSAST_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-# Of no use after pretraining: its objectives, its mask, what it notes about its input, and the heads of all kinds.
+# Only needed for pretraining: the objectives, the mask, the sizes of the input, and all heads.
 SSAST_IGNORED = (
     "mask_embed",
     "cpredlayer.",
@@ -54,49 +54,64 @@ def ast_from_ssast(
 ) -> ASTForAudioClassification:
     """Make an AST that starts from a self-supervised SSAST checkpoint (Gong et al. 2022), pretrained on patches.
 
-    It computes what SSAST's fine-tuning does: the head sees the mean of the patch tokens (`use_mean_token_pooling`).
-    What only pretraining needs is left out, and the head is new. At another length or stride than in pretraining the
-    position embeddings follow the rules of `resize_ast`.
+    The head is new and reads the mean of the patch tokens, as in SSAST's fine-tuning (`use_mean_token_pooling`). Position
+    embeddings follow the rules of `resize_ast`.
 
     Args:
-        checkpoint: a state dict in the layout of the published checkpoints (`module.v.blocks.0.attn.qkv.weight`, ...;
-            `module.` may be absent), or the path of a file with one, of `torch.save` or `.safetensors`.
-        num_labels: number of classes; as many as AudioSet has, unless said otherwise.
+        checkpoint: a state dict in the layout of the published checkpoints (`module.v.blocks.0.attn.qkv.weight`, ...), or
+            the path of a file with one, of `torch.save` or `.safetensors`.
+        num_labels: number of classes; by default as many as AudioSet has.
         max_length: number of spectrogram frames (10 ms each).
         num_mel_bins: number of mel bins.
         time_stride: frames from one patch to the next.
         frequency_stride: mel bins from one patch to the next.
-        num_attention_heads: None for one in every 64 dimensions, as in the published models.
+        num_attention_heads: None for one per 64 dimensions, as in the published models.
 
     Returns:
-        An `ASTForAudioClassification` in evaluation mode, of the checkpoint's dtype. An adapter's checkpoint names the
-        folder of its base model: save this model with `save_pretrained`, load it from there, and call
-        `use_mean_token_pooling` on it before adapters are put on it.
+        An `ASTForAudioClassification` in evaluation mode, of the checkpoint's dtype. Before you put adapters on it, save
+        it, load it from there (an adapter names its base model's folder), and call `use_mean_token_pooling` again.
 
     Raises:
         TypeError: if `checkpoint` is neither a state dict nor a path.
-        ValueError: if tensors are missing or unknown, if the checkpoint was pretrained on frames, if a number is no
-            positive integer, or if the input is under one patch.
+        ValueError: if tensors are missing or unknown, the pretraining was on frames, or a number is wrong.
+
+    Examples:
+        >>> ast = peft_audio.ast_from_ssast("SSAST-Tiny-Patch-400.pth", num_labels=50, max_length=512)
+        >>> ast.config.max_length, ast.config.num_labels
+        (512, 50)
     """
-    tensors = {name.removeprefix("module."): tensor for name, tensor in _read(checkpoint).items()}
+    tensors, sizes = _read(checkpoint), (max_length, num_mel_bins, time_stride, frequency_stride)
+    return _convert(tensors, sizes, num_labels, num_attention_heads)
+
+
+def _convert(
+    checkpoint: Mapping[str, torch.Tensor],
+    sizes: tuple[int, int, int, int],
+    num_labels: int,
+    num_attention_heads: Optional[int],
+) -> ASTForAudioClassification:
+    tensors = {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
     depth = _check_ssast(tensors)
     kernel = tensors["v.patch_embed.proj.weight"]
     width = kernel.shape[0]
     require_positive_integer("num_labels", num_labels)
+    labels: dict[str, Any] = {"num_labels": num_labels}
     config = ASTConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=_num_heads(num_attention_heads, width),
         intermediate_size=tensors["v.blocks.0.mlp.fc1.weight"].shape[0],
         layer_norm_eps=1e-6,
-        num_labels=num_labels,
-        **input_sizes(SSAST_PATCH, max_length, num_mel_bins, time_stride, frequency_stride),
+        **labels,
+        **input_sizes(SSAST_PATCH, *sizes),
     )
     weights = _embeddings_from_ssast(tensors, config)
     for index in range(depth):
         weights |= _layer_from_ssast(tensors, index)
     weights |= {f"layernorm.{kind}": tensors[f"v.norm.{kind}"] for kind in ("weight", "bias")}
-    return use_mean_token_pooling(build_ast(config, weights).to(kernel.dtype).eval())
+    ast: Any = build_ast(config, weights)
+    use_mean_token_pooling(ast)
+    return ast.to(kernel.dtype).eval()
 
 
 def _read(checkpoint: Any) -> Mapping[str, torch.Tensor]:
@@ -125,8 +140,8 @@ def _check_ssast(tensors: Tensors) -> int:
     unknown = sorted(name for name in tensors if name not in needed and not name.startswith(SSAST_IGNORED))
     if unknown:
         raise ValueError(
-            f"The SSAST checkpoint has {_listed(unknown)}, which are no part of the published layout. If the model "
-            "does not need them, take them out."
+            f"The SSAST checkpoint has {_listed(unknown)}, which are not part of the published layout. If the model "
+            "does not need them, remove them."
         )
     shape = tuple(tensors["v.patch_embed.proj.weight"].shape)
     rule = f"of shape (d, 1, {SSAST_PATCH}, {SSAST_PATCH}): take an SSAST pretrained on patches, not on frames"
@@ -160,7 +175,7 @@ def _embeddings_from_ssast(tensors: Tensors, config: ASTConfig) -> Tensors:
     bins, frames = (
         int(tensors.get(name, default)) for name, default in zip(("p_input_fdim", "p_input_tdim"), SSAST_INPUT)
     )
-    grid = tuple(num_patches(length, SSAST_PATCH, SSAST_PATCH) for length in (bins, frames))
+    grid = (num_patches(bins, SSAST_PATCH, SSAST_PATCH), num_patches(frames, SSAST_PATCH, SSAST_PATCH))
     positions = tensors["v.pos_embed"]
     rule = f"of shape (1, {2 + grid[0] * grid[1]}, d) for a pretraining input of {bins} bins and {frames} frames"
     require(positions.shape[1] == 2 + grid[0] * grid[1], "v.pos_embed", rule, tuple(positions.shape))
@@ -178,7 +193,8 @@ def _embeddings_from_ssast(tensors: Tensors, config: ASTConfig) -> Tensors:
 
 
 def _layer_from_ssast(tensors: Tensors, index: int) -> Tensors:
-    source, target, weights = f"v.blocks.{index}", f"layers.{index}", {}
+    source, target = f"v.blocks.{index}", f"layers.{index}"
+    weights: Tensors = {}
     for kind in ("weight", "bias"):
         for name, part in zip("qkv", tensors[f"{source}.attn.qkv.{kind}"].chunk(3)):
             weights[f"{target}.attention.{name}_proj.{kind}"] = part

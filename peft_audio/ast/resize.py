@@ -1,4 +1,4 @@
-"""Audio Spectrogram Transformers of other input lengths and strides."""
+"""Changing the input length and the strides of Audio Spectrogram Transformers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from typing import Any, Optional
 
 import torch
 from torch import nn
+from transformers import ASTConfig
 
-from ..tuner.tuner_layer import has_adapters
+from ..upstream.peft_modules import has_adapters
 from ..utils.validation import require, require_positive_integer
 
 
-# Where a model's configuration remembers the sizes it was brought to, oldest first. Positions that were cut or
-# interpolated once differ from those of a direct step, so an adapter's checkpoint repeats the same steps.
+# Field of a model's configuration: the sizes that it was resized to, oldest first. Resizing in two steps does not give
+# the position embeddings of one direct step, so loading an adapter repeats the same steps.
 RESIZES = "ast_resizes"
+
+Grid = tuple[int, int]  # numbers of patches along (frequency, time)
 
 
 def resize_ast(
@@ -22,56 +25,41 @@ def resize_ast(
     time_stride: Optional[int] = None,
     frequency_stride: Optional[int] = None,
 ) -> nn.Module:
-    """Bring an AST to another input length or patch stride, in place.
+    """Change the input length or the patch strides of an AST, in place.
 
     Position embeddings follow AST's rule (Gong et al. 2021, section 2.2): an axis that gets shorter is cut around its
-    middle, one that gets longer is interpolated linearly. A new stride changes how far apart the patches are, so the
-    axis is first interpolated to the number of patches that the present length has at that stride.
+    middle, one that gets longer is interpolated linearly. For a new stride the axis is first interpolated to the number
+    of patches that the present length has at that stride.
 
     Args:
         model: an `ASTForAudioClassification` or `ASTModel`, before adapters are put on it.
-        max_length: number of spectrogram frames (10 ms each), None to keep it.
-        time_stride: frames from one patch to the next, None to keep it.
-        frequency_stride: mel bins from one patch to the next, None to keep it.
+        max_length: number of spectrogram frames (10 ms each); None keeps it.
+        time_stride: frames from one patch to the next; None keeps it.
+        frequency_stride: mel bins from one patch to the next; None keeps it.
 
     Returns:
         The same model; its configuration has the new values. Give the feature extractor the same `max_length`.
 
     Raises:
-        TypeError: if the model is no AST.
-        ValueError: if a value is no positive integer, or `max_length` is under one patch.
-    """
-    embeddings = _ast_embeddings(model)
-    config = embeddings.config
-    asked = {"max_length": max_length, "time_stride": time_stride, "frequency_stride": frequency_stride}
-    target = {name: getattr(config, name) if value is None else value for name, value in asked.items()}
-    for name, value in target.items():
-        require_positive_integer(name, value)
-    rule = f"at least one patch ({config.patch_size} frames)"
-    require(target["max_length"] >= config.patch_size, "max_length", rule, target["max_length"])
-    if all(getattr(config, name) == value for name, value in target.items()):
-        return model
+        TypeError: if the model is not an AST, or has adapters.
+        ValueError: if a value is not a positive integer, or `max_length` is under one patch.
 
-    patch, bins = config.patch_size, config.num_mel_bins
-    old_grid = embeddings.get_shape(config)
-    same_length = (
-        num_patches(bins, patch, target["frequency_stride"]),
-        num_patches(config.max_length, patch, target["time_stride"]),
-    )
-    new_grid = (same_length[0], num_patches(target["max_length"], patch, target["time_stride"]))
-    with torch.no_grad():
-        positions = resize_positions(embeddings.position_embeddings, old_grid, (same_length, new_grid))
-    embeddings.position_embeddings = nn.Parameter(
-        positions, requires_grad=embeddings.position_embeddings.requires_grad
-    )
-    embeddings.patch_embeddings.projection.stride = (target["frequency_stride"], target["time_stride"])
-    for each in {id(config): config, id(model.config): model.config}.values():
-        each.update(target)
-        setattr(each, RESIZES, [*getattr(each, RESIZES, []), dict(target)])
+    Examples:
+        >>> model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=1))
+        >>> model = peft_audio.resize_ast(model, max_length=512, time_stride=16)
+        >>> model.config.max_length, model.config.time_stride
+        (512, 16)
+    """
+    asked = {"max_length": max_length, "time_stride": time_stride, "frequency_stride": frequency_stride}
+    embeddings = _ast_embeddings(model)
+    target = _target_sizes(embeddings.config, asked)
+    if any(getattr(embeddings.config, name) != value for name, value in target.items()):
+        _resize_positions_of(embeddings, target)
+        _remember([embeddings.config, model.config], target)
     return model
 
 
-def _ast_embeddings(model: Any) -> nn.Module:
+def _ast_embeddings(model: Any) -> Any:
     embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
     is_ast = hasattr(embeddings, "position_embeddings") and hasattr(model.config, "time_stride")
     if not is_ast or has_adapters(model):
@@ -82,20 +70,64 @@ def _ast_embeddings(model: Any) -> nn.Module:
     return embeddings
 
 
+def _target_sizes(config: ASTConfig, asked: dict[str, Optional[int]]) -> dict[str, int]:
+    """Return the asked sizes, with the configuration's in place of None, or raise ValueError."""
+    target = {name: getattr(config, name) if value is None else value for name, value in asked.items()}
+    for name, value in target.items():
+        require_positive_integer(name, value)
+    patch_size: Any = config.patch_size
+    rule = f"at least one patch ({patch_size} frames)"
+    require(target["max_length"] >= patch_size, "max_length", rule, target["max_length"])
+    return target
+
+
+def _remember(configs: list[Any], target: dict[str, int]) -> None:
+    for config in {id(config): config for config in configs}.values():  # an ASTModel and its embeddings share theirs
+        config.update(target)
+        setattr(config, RESIZES, [*getattr(config, RESIZES, []), dict(target)])
+
+
+def _resize_positions_of(embeddings: Any, target: dict[str, int]) -> None:
+    """Give the embeddings of an AST the positions and the strides of the target sizes."""
+    config = embeddings.config
+    strides = (target["frequency_stride"], target["time_stride"])
+    same_length = patch_grid(config, strides)
+    new_grid = (same_length[0], num_patches(target["max_length"], config.patch_size, target["time_stride"]))
+    old_positions = embeddings.position_embeddings
+    with torch.no_grad():
+        positions = resize_positions(old_positions, patch_grid(config), (same_length, new_grid))
+    embeddings.position_embeddings = nn.Parameter(positions, requires_grad=old_positions.requires_grad)
+    embeddings.patch_embeddings.projection.stride = strides
+
+
 def num_patches(length: int, patch_size: int, stride: int) -> int:
+    """Return how many patches fit along an axis, without padding."""
     return (length - patch_size) // stride + 1
 
 
-def resize_positions(
-    positions: torch.Tensor, grid: tuple[int, int], steps: tuple[tuple[int, int], ...]
-) -> torch.Tensor:
-    """Bring position embeddings from one (frequency, time) grid to another; those of special tokens stay.
+def patch_grid(config: ASTConfig, strides: Optional[tuple[int, int]] = None) -> Grid:
+    """Return the numbers of patches along (frequency, time).
+
+    Args:
+        config: configuration of an AST.
+        strides: along (frequency, time), instead of the configuration's.
+    """
+    frequency_stride, time_stride = strides or (config.frequency_stride, config.time_stride)
+    size: Any = config.patch_size  # transformers allows two numbers; an AST's patches are square
+    return (
+        num_patches(config.num_mel_bins, size, frequency_stride),
+        num_patches(config.max_length, size, time_stride),
+    )
+
+
+def resize_positions(positions: torch.Tensor, grid: Grid, steps: tuple[Grid, Grid]) -> torch.Tensor:
+    """Change the grid of position embeddings; those of the special tokens stay.
 
     Args:
         positions: `(1, special + frequency * time, d)`.
-        grid: the grid they are of.
-        steps: the grid of the same input length, which the whole axes are interpolated to (another stride), and the
-            grid of the new length, where an axis that gets shorter is cut around its middle.
+        grid: their present grid, (frequency, time).
+        steps: two grids. The axes are first interpolated to the one for the same input length (with other strides).
+            Then they are cut around the middle or interpolated to the one for the new length.
 
     Returns:
         `(1, special + new frequency * new time, d)`
@@ -112,7 +144,7 @@ def resize_positions(
     return torch.cat([special, patches.flatten(2).transpose(1, 2)], dim=1).contiguous()
 
 
-def _interpolate(grid: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _interpolate(grid: torch.Tensor, size: Grid) -> torch.Tensor:
     if grid.shape[2:] == torch.Size(size):
         return grid
     return nn.functional.interpolate(grid.float(), size=size, mode="bilinear").to(grid.dtype)

@@ -1,1 +1,1 @@
-"""Adapter checkpoints: saving, loading and checking them, the base-model settings they carry, and their model card."""
+"""Adapter checkpoints: saving, loading and checking them, the base-model settings in them, and their model card."""

@@ -1,7 +1,7 @@
-"""What an adapter's checkpoint remembers of the model it was trained on, beside the weights.
+"""The base-model settings that an adapter's checkpoint carries: labels, input length and strides, kind of head.
 
-Labels, the input's length and strides, the kind of head: a base model that is loaded again has its own, and the
-adapter would meet heads and positions of other shapes. The adapter's configuration carries them (`base_settings`).
+A base model that is loaded again comes with its own. Then the adapter's head and the model's positions would differ in
+shape from those in training. So the adapter's configuration keeps the settings in its field `base_settings`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,23 @@ LABELS = "id2label"
 POOLING = "statistics_pooling"
 MODEL_TYPE = "model_type"
 PROBLEM_TYPE = "problem_type"
-LABELS_OF_MODEL = "_labels_of_model"  # on a configuration in memory: the model's labels when it was looked at last
+# On an adapter's configuration in memory: the model's labels when the settings were last read.
+LABELS_OF_MODEL = "_labels_of_model"
 
 
 def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
-    """Return the settings of `model` in a form that JSON keeps.
+    """Return the base-model settings of `model`, in values that JSON keeps.
+
+    Args:
+        model: the base model.
+        spec: the description of its architecture.
 
     Raises:
-        ValueError: if the model does not pool as its configuration says.
+        ValueError: if the model's configuration asks for a pooling that the model does not have.
     """
-    config = model.config
+    config: Any = model.config
     settings: dict[str, Any] = {MODEL_TYPE: config.model_type}
-    settings |= {name: _plain(getattr(config, name)) for name in spec.settings}
+    settings |= {name: _as_in_json(getattr(config, name)) for name in spec.settings}
     if spec.feature_encoder is not None or has_statistics_pooling(model):
         settings[POOLING] = has_statistics_pooling(model)
     if is_ast(model):
@@ -45,10 +50,15 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
 
 
 def remember_settings(config: Any, model: nn.Module, spec: EncoderSpec) -> None:
-    """Keep the settings of `model` in the configuration of an adapter on it.
+    """Write the base-model settings of `model` into an adapter's configuration.
 
-    Adapters with other labels may be on the same model. So an adapter that came with labels keeps those, as long as the
-    model's stay as they were then.
+    The model may have several adapters, each with labels of its own. So an adapter that was loaded with labels keeps
+    them, unless the model's labels have been changed since.
+
+    Args:
+        config: the adapter's configuration; its `base_settings` are replaced.
+        model: the base model.
+        spec: the description of its architecture.
     """
     settings = read_settings(model, spec)
     own, of_model = config.base_settings or {}, settings.get(LABELS)
@@ -58,17 +68,17 @@ def remember_settings(config: Any, model: nn.Module, spec: EncoderSpec) -> None:
     setattr(config, LABELS_OF_MODEL, of_model)
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value  # what JSON gives back
+def _as_in_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def labels_of(settings: dict[str, Any]) -> dict[int, str]:
-    """Return the label names by index, empty where the settings have none."""
+    """Return the label names by index; empty if the settings have none."""
     return {int(index): label for index, label in (settings.get(LABELS) or {}).items()}
 
 
 def set_labels(config: Any, settings: dict[str, Any]) -> None:
-    """Give a model configuration the label names and the problem type of `settings`."""
+    """Give a model's configuration the label names and the problem type of an adapter's base-model settings."""
     labels = labels_of(settings)
     if labels:
         config.id2label = labels
@@ -77,12 +87,21 @@ def set_labels(config: Any, settings: dict[str, Any]) -> None:
 
 
 def has_generic_labels(config: Any) -> bool:
-    """Whether the labels are those that transformers makes up."""
+    """Whether the labels are transformers' defaults, `LABEL_0`, `LABEL_1`, ..."""
     return all(label == f"LABEL_{index}" for index, label in (getattr(config, LABELS, None) or {}).items())
 
 
 def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbone) -> None:
-    """Raise ValueError unless the adapter's settings fit the model that it is being put on."""
+    """Check that the model is set up as the adapter's base model was in training.
+
+    Args:
+        settings: the adapter's base-model settings.
+        model: the model that the adapter is about to be put on.
+        backbone: its places for adapters.
+
+    Raises:
+        ValueError: if model type, input length, strides, kind of head or number of labels differ.
+    """
     present = read_settings(model, backbone.spec)
     if settings.get(MODEL_TYPE) not in (None, backbone.model_type):
         raise ValueError(
@@ -90,14 +109,18 @@ def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbon
             f"type {backbone.model_type!r}. Load the base model that it was trained on."
         )
     names = (*backbone.spec.settings, POOLING, TOKEN_POOLING, RESIZES)
-    # Absent and False are the same: "no such head", "never resized".
+    # Absent and False mean the same: no such head, or never resized.
     different = {name for name in names if (settings.get(name) or None) != (present.get(name) or None)}
     if different:
         raise ValueError(
             f"The adapter was trained with {_join(settings, different)}, but this {type(model).__name__} has "
-            f"{_join(present, different)}. AutoPeftModelForAudioClassification.from_pretrained brings the base model "
-            "to what the adapter needs; by hand, use resize_ast, use_statistics_pooling or use_mean_token_pooling first."
+            f"{_join(present, different)}. AutoPeftModelForAudioClassification.from_pretrained sets the base model up "
+            "for the adapter; by hand, call resize_ast, use_statistics_pooling or use_mean_token_pooling first."
         )
+    _check_num_labels(settings, present, model, backbone)
+
+
+def _check_num_labels(settings: dict[str, Any], present: dict[str, Any], model: nn.Module, backbone: Backbone) -> None:
     num_labels, model_labels = len(labels_of(settings)), len(labels_of(present))
     if backbone.head and num_labels and num_labels != model_labels:
         raise ValueError(

@@ -1,8 +1,7 @@
-"""The card (README.md) of an adapter: how to use it, what it is, what it was trained on and how good it is."""
+"""The model card (README.md) of an adapter: how to use it, what it is, its training data and its scores."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import transformers
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-from peft import PeftConfig
+from peft import PeftConfig, load_peft_weights
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from peft.utils.save_and_load import load_peft_weights
 from yaml import YAMLError
 
 from ..config import EncoderAdapterConfig
+from ..upstream.model_cards import PEFT_TEMPLATE_MARK, default_sampling_rate, is_hub_id
 from ..utils.atomic_files import written_together
 from ..utils.validation import is_number, require
 from .base_settings import labels_of
@@ -26,25 +23,24 @@ from .base_settings import labels_of
 
 CARD_NAME = "README.md"
 PREPROCESSOR_NAME = "preprocessor_config.json"
-# The parts that are written anew lie between comments; what stands outside of them is the user's.
+# The package rewrites the parts between these comments. Everything else in the text is the user's.
 ADAPTER, TRAINING = "adapter", "training"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 METHOD_TAG = "peft-audio:"
-PEFT_TEMPLATE_MARK = "<!-- Provide a quick summary of what the model is/does. -->"
 
 Score = Union[float, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the files of an adapter's folder say of it.
+    """What the files in an adapter's folder say about it.
 
-    Args:
+    Attributes:
         config: the adapter's configuration.
         location: its folder or its id on the Hub, for the code that loads it.
-        num_bytes: size of the weights' file.
-        num_parameters: trained numbers in that file, so without the statistics of batch norms.
-        preprocessor: the feature extractor's settings, None where the folder has no feature extractor.
+        num_bytes: size of the file with the weights.
+        num_parameters: number of trained parameters in that file, so without the statistics of batch norms.
+        preprocessor: the feature extractor's fields; None if the folder has no feature extractor.
     """
 
     config: EncoderAdapterConfig
@@ -55,37 +51,32 @@ class CardFacts:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The base-model settings."""
         return self.config.base_settings or {}
 
     @property
     def base_class(self) -> str:
+        """Name of the base model's class, empty if the configuration does not have it."""
         return (self.config.auto_mapping or {}).get("base_model_class", "")
 
     @property
     def is_audio_classifier(self) -> bool:
+        """Whether the model with its adapter classifies audio, rather than images or nothing."""
         is_classifier = not self.base_class or "Classification" in self.base_class
         return is_classifier and bool(labels_of(self.settings)) and "image_size" not in self.settings
 
     @property
     def hub_base_model(self) -> Optional[str]:
-        """The base model's id on the Hub; None for a local one, whose path is nobody else's business."""
+        """The base model's id on the Hub; None for a local one, so that no private path is published."""
         name = self.config.base_model_name_or_path
-        try:
-            validate_repo_id(name or "/")
-        except HFValidationError:
-            return None
-        return None if os.path.exists(name) else name
+        return name if name and is_hub_id(name) and not os.path.exists(name) else None
 
     @property
     def sampling_rate(self) -> Optional[int]:
+        """Sampling rate of the input in Hz; None if neither the folder nor the base model's class gives one."""
         if self.preprocessor is not None:
             return self.preprocessor.get("sampling_rate")
-        model_class = getattr(transformers, self.base_class, None)
-        extractors = transformers.FEATURE_EXTRACTOR_MAPPING
-        if model_class is None or model_class.config_class not in extractors:
-            return None
-        parameters = inspect.signature(extractors[model_class.config_class]).parameters
-        return parameters["sampling_rate"].default if "sampling_rate" in parameters else None
+        return default_sampling_rate(self.base_class)
 
 
 def write_card(
@@ -96,24 +87,27 @@ def write_card(
     results: Optional[Mapping[str, Score]] = None,
     metadata: Optional[Mapping[str, Any]] = None,
 ) -> None:
-    """Write the card of an adapter that was saved in `folder`.
-
-    What a person wrote into an earlier card stays, tags included; so do training and results unless they are given.
+    """Write the model card of an adapter, and keep what a person wrote into an earlier one, tags included.
 
     Args:
         folder: the folder, with adapter_config.json and the weights.
-        location: what the code in the card loads: None for the folder's name, else a path or an id on the Hub.
-        training: Markdown on the data and the training.
-        results: scores by the name of the metric, each a number or (mean, spread).
-        metadata: fields of the card's metadata to set, such as `datasets` and `license`; `tags` are added.
+        location: what the code in the model card loads, a path or an id on the Hub; None for the folder's name.
+        training: Markdown about the data and the training; without it and `results` that part stays as it was.
+        results: scores by name of the metric, each a number or (mean, standard deviation).
+        metadata: fields of the model card's metadata to set, such as `datasets` and `license`; `tags` are added.
 
     Raises:
         FileNotFoundError: if the folder holds no adapter of this package.
+        ValueError: if `training` is not text, or `results` has something other than scores.
+
+    Examples:
+        >>> base_model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=1))
+        >>> get_peft_model(base_model, peft_audio.EmbeddingPromptConfig()).save_pretrained("adapter")
+        >>> peft_audio.write_card("adapter", training="50 epochs on ESC-50.", results={"accuracy": 0.95})
+        >>> "| accuracy | 0.9500 |" in Path("adapter", "README.md").read_text()
+        True
     """
-    require(isinstance(training, str), "training", "Markdown", training)
-    is_table = results is None or isinstance(results, Mapping)
-    are_scores = is_table and all(_is_score(score) for score in (results or {}).values())
-    require(are_scores, "results", "a dictionary of numbers or (mean, spread) by name", results)
+    _check_texts(training, results)
     folder = Path(folder)
     facts = read_facts(folder, location or folder.resolve().name)
     if facts is None:
@@ -126,8 +120,24 @@ def write_card(
         card.save(staged / CARD_NAME)
 
 
+def _check_texts(training: Any, results: Any) -> None:
+    require(isinstance(training, str), "training", "Markdown", training)
+    is_table = results is None or isinstance(results, Mapping)
+    are_scores = is_table and all(_is_score(score) for score in (results or {}).values())
+    require(are_scores, "results", "a dictionary of numbers or (mean, spread) by name", results)
+
+
 def read_facts(folder: Path, location: str, beside: Optional[Path] = None) -> Optional[CardFacts]:
-    """Read the adapter in `folder`; its feature extractor may lie there or `beside`. None without an adapter of ours."""
+    """Read what the files of an adapter say about it.
+
+    Args:
+        folder: the folder with the adapter.
+        location: what code loads the adapter from, a path or an id on the Hub.
+        beside: another folder that may have the feature extractor.
+
+    Returns:
+        None if the folder has no adapter of this package.
+    """
     weights = [folder / name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME) if (folder / name).is_file()]
     if not weights or not (folder / CONFIG_NAME).is_file():
         return None
@@ -145,7 +155,7 @@ def _count_parameters(folder: Path) -> int:
 
 
 def load_card(folder: Path) -> Optional[ModelCard]:
-    """Return the card in the folder, None where there is none."""
+    """Return the model card in the folder, None if there is none."""
     file = folder / CARD_NAME
     if not file.is_file():
         return None
@@ -159,20 +169,20 @@ def load_card(folder: Path) -> Optional[ModelCard]:
 def updated_card(
     card: Optional[ModelCard], facts: CardFacts, training: str = "", tags: Iterable[str] = ()
 ) -> ModelCard:
-    """Return the card with what `facts` say, and `training` where it is given; None for the first card.
+    """Return a model card with the parts and metadata of this package rewritten.
 
     Args:
-        card: the card so far.
-        facts: of the adapter.
-        training: Markdown of the part on training and results.
-        tags: more tags, from an earlier card.
+        card: the model card so far; None if there is none yet.
+        facts: what the adapter's files say about it.
+        training: Markdown for the part on training and results; an empty text leaves that part as it is.
+        tags: more tags, from an earlier model card.
     """
     text = "" if card is None or PEFT_TEMPLATE_MARK in card.text else card.text
     text = _with_part(text, ADAPTER, _adapter_text(facts))
     if training:
         text = _with_part(text, TRAINING, training)
     data = (ModelCardData() if card is None else card.data).to_dict()
-    own = {"library_name": "peft", "base_model": facts.hub_base_model}
+    own: dict[str, Any] = {"library_name": "peft", "base_model": facts.hub_base_model}
     if facts.is_audio_classifier:
         own["pipeline_tag"] = data.get("pipeline_tag") or "audio-classification"
     kept = [tag for tag in [*tags, *(data.get("tags") or [])] if not tag.startswith(("base_model:", METHOD_TAG))]
@@ -195,7 +205,7 @@ def _with_part(text: str, name: str, content: str) -> str:
 
 
 def training_text(training: str, results: Optional[Mapping[str, Score]]) -> str:
-    """Return the part of a card on training and results; see `write_card`."""
+    """Return the part of a model card on training and results; see `write_card` for the arguments."""
     parts = [f"## Training\n\n{training.strip()}"] if training else []
     if results:
         rows = "".join(f"| {name} | {_score(score)} |\n" for name, score in results.items())
@@ -257,7 +267,7 @@ def _is_multi_label(facts: CardFacts) -> bool:
 
 
 def method_settings(config: EncoderAdapterConfig) -> dict[str, Any]:
-    """Return the fields of a configuration that say how the method is set up, without those at None."""
+    """Return the fields of a configuration that belong to its method and are not None, by name."""
     shared = EncoderAdapterConfig.__dataclass_fields__
     settings = {name: value for name, value in vars(config).items() if name not in shared}
     settings["layers_to_transform"] = config.layers_to_transform
@@ -266,7 +276,7 @@ def method_settings(config: EncoderAdapterConfig) -> dict[str, Any]:
 
 
 def snippet(facts: CardFacts) -> str:
-    """Return Python code that loads the adapter with its base model and, for audio, classifies a file."""
+    """Return Python code that loads the adapter with its base model and, for audio classifiers, classifies a file."""
     lines = ["import peft_audio  # tells PEFT about this kind of adapter"]
     if not facts.is_audio_classifier:
         lines += [
@@ -294,7 +304,12 @@ def snippet(facts: CardFacts) -> str:
 
 
 def classify_a_file(extractor: str, multi_label: bool) -> list[str]:
-    """Return the lines of code that classify a file with `model`; `extractor` are the feature extractor's arguments."""
+    """Return the lines of Python code that classify a file with `model`.
+
+    Args:
+        extractor: the arguments of `AutoFeatureExtractor.from_pretrained` as code.
+        multi_label: whether a clip can have several labels.
+    """
     lines = [
         f"feature_extractor = AutoFeatureExtractor.from_pretrained({extractor})",
         "",

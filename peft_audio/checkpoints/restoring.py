@@ -1,4 +1,4 @@
-"""Bringing a freshly loaded base model to what an adapter was trained on: its input, its head, its labels."""
+"""Giving a freshly loaded base model the input length, head and labels that an adapter was trained with."""
 
 from __future__ import annotations
 
@@ -13,33 +13,44 @@ from ..backbones.table import resolve
 from ..config import EncoderAdapterConfig
 from ..heads.mean_token_pooling import TOKEN_POOLING, remembers_mean_token_pooling, use_mean_token_pooling
 from ..heads.statistics_pooling import pools_statistics, use_statistics_pooling
+from ..upstream.transformers_models import initialize_weights
 from .base_settings import POOLING, labels_of, set_labels
 
 
 def restore_settings(model: nn.Module, settings: dict[str, Any]) -> None:
-    """Give the model the input length and the kind of head in the settings of an adapter."""
-    done = getattr(model.config, RESIZES, None) or []
+    """Give the model the input length and the kind of head that an adapter was trained with, in place.
+
+    Args:
+        model: the base model as it was loaded. Resizes that it already went through are not repeated.
+        settings: the adapter's base-model settings.
+    """
+    config: Any = model.config
+    done = getattr(config, RESIZES, None) or []
     for step in (settings.get(RESIZES) or [])[len(done) :]:
         resize_ast(model, **step)
     if settings.get(POOLING) and not pools_statistics(model):
         use_statistics_pooling(model)
-    # A base model that was saved with this head is loaded without: its hook is no part of the files.
-    if settings.get(TOKEN_POOLING) or remembers_mean_token_pooling(model.config):
+    # Also for a base model that was saved with mean-token pooling: its hook is not part of the files.
+    if settings.get(TOKEN_POOLING) or remembers_mean_token_pooling(config):
         use_mean_token_pooling(model)
 
 
-def restore_labels(model: nn.Module, config: EncoderAdapterConfig) -> None:
-    """Give the model the labels that the adapter was trained on, where the adapter brings a head for them.
+def restore_labels(model: Any, config: EncoderAdapterConfig) -> None:
+    """Give the model the labels that the adapter was trained on, if the adapter brings a head for them.
 
-    A head for another number of labels is replaced by one with random weights, which the adapter's stand in for.
+    A head for another number of labels is replaced by one with random weights; the adapter's own head is used instead.
+
+    Args:
+        model: a model of transformers with a supported backbone.
+        config: the adapter's configuration.
     """
     settings, head = config.base_settings or {}, resolve(model).head
     labels = labels_of(settings)
     if not labels or not head or not set(head) <= set(config.modules_to_save or ()):
         return
-    is_larger_or_smaller = len(labels) != model.config.num_labels
+    has_other_size = len(labels) != model.config.num_labels
     set_labels(model.config, settings)
-    if is_larger_or_smaller:
+    if has_other_size:
         model.num_labels = len(labels)
         with torch.device("meta"):
             other = type(model)(copy.deepcopy(model.config))
@@ -47,11 +58,11 @@ def restore_labels(model: nn.Module, config: EncoderAdapterConfig) -> None:
             _replace_where_shapes_differ(model, name, getattr(other, name))
 
 
-def _replace_where_shapes_differ(model: nn.Module, name: str, other: nn.Module) -> None:
+def _replace_where_shapes_differ(model: Any, name: str, other: nn.Module) -> None:
     old = getattr(model, name)
     shapes = [{key: tensor.shape for key, tensor in module.state_dict().items()} for module in (old, other)]
     if shapes[0] != shapes[1]:
         reference = next(old.parameters())
         new = other.to_empty(device=reference.device).to(reference.dtype).train(old.training)
-        new.apply(model._init_weights)
+        initialize_weights(model, new)
         setattr(model, name, new)

@@ -1,1 +1,1 @@
-"""Classification heads and poolings that a base model gets before adapters, and trained weighted layer sums."""
+"""Poolings and heads that a classifier gets before its adapters, and weighted layer sums that adapters train."""

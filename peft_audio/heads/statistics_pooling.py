@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from ..backbones.table import frame_mask, resolve
-from ..tuner.tuner_layer import has_adapters
+from ..backbones.table import resolve
+from ..upstream.peft_modules import has_adapters
+from ..upstream.transformers_models import frame_mask
 from ..utils.forward_pass import ForwardPass
 
 
-# The smallest variance that is told from zero: the square root has no gradient at zero.
+# Smaller variances are raised to this one: the square root has no gradient at zero.
 MIN_VARIANCE = 1e-12
 
 
 def use_statistics_pooling(model: nn.Module) -> nn.Module:
-    """Give a wav2vec2-type classifier the head of IPET (section 3.1): `Linear(LN([mean, std]))`, in place.
+    """Give a wav2vec2-type classifier IPET's head (section 3.1 of the paper), in place: `Linear(LN([mean, std]))`.
 
     Mean and unbiased standard deviation are taken over the frames of the last hidden states, `(batch, frames, d)` to
-    `(batch, 2 d)`; with an attention mask, over the frames that are no padding. Call it before `get_peft_model`.
+    `(batch, 2 d)`. With an attention mask they are taken over the frames that are no padding.
+
+    Call this before `get_peft_model`. The model's configuration and an adapter's checkpoint remember the head, and
+    `AutoPeftModelForAudioClassification` restores it. transformers' `from_pretrained` alone does not: call this function
+    on the model again.
+
+    Args:
+        model: a classifier that averages projected frames.
 
     Returns:
-        The same model. Its configuration remembers the head, and so does the checkpoint of an adapter. transformers'
-        `from_pretrained` alone knows nothing of it: after it, call this function on the model again.
+        The same model, with a new head.
 
     Raises:
-        ValueError: if the model has no classifier that pools frames, or pools statistics already.
+        ValueError: if the model is no such classifier, has adapters, or already has this head.
+
+    Examples:
+        >>> config = Wav2Vec2Config(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, num_labels=5)
+        >>> model = peft_audio.use_statistics_pooling(Wav2Vec2ForSequenceClassification(config))
+        >>> model.classifier[1]
+        Linear(in_features=32, out_features=5, bias=True)
     """
+    _install(model, _frame_projection(model))
+    return model
+
+
+def _frame_projection(model: nn.Module) -> str:
+    """Return the name of the head's module that the pooling replaces, or raise ValueError if there is none."""
     if has_adapters(model):
         raise ValueError(
             f"use_statistics_pooling comes before adapters are put on a model, but this {type(model).__name__} has some."
@@ -40,28 +61,37 @@ def use_statistics_pooling(model: nn.Module) -> nn.Module:
         )
     if pools_statistics(model):
         raise ValueError(f"This {type(model).__name__} pools statistics already.")
+    return name
+
+
+def _install(model: Any, frame_projection: str) -> None:
+    backbone = resolve(model)
     *_, classifier = backbone.head
     hidden_size, reference = backbone.hidden_size, getattr(model, classifier).weight
+    linear = nn.Linear(2 * hidden_size, model.config.num_labels)
+    head = nn.Sequential(nn.LayerNorm(2 * hidden_size), linear)
+    nn.init.normal_(linear.weight, std=getattr(model.config, "initializer_range", 0.02))
+    nn.init.zeros_(linear.bias)
     pooling = StatisticsPooling(ForwardPass.of(model))
-    head = nn.Sequential(nn.LayerNorm(2 * hidden_size), nn.Linear(2 * hidden_size, model.config.num_labels))
-    nn.init.normal_(head[1].weight, std=getattr(model.config, "initializer_range", 0.02))
-    nn.init.zeros_(head[1].bias)
-    setattr(model, name, pooling)
+    setattr(model, frame_projection, pooling)
     setattr(model, classifier, head.to(device=reference.device, dtype=reference.dtype))
     model.register_forward_pre_hook(pooling.remember_mask, with_kwargs=True)
     model.config.statistics_pooling = True
-    return model
 
 
 def pools_statistics(model: nn.Module) -> bool:
+    """Whether the head of `use_statistics_pooling` is installed, whatever the model's configuration says."""
     return any(isinstance(module, StatisticsPooling) for module in model.modules())
 
 
-def has_statistics_pooling(model: nn.Module) -> bool:
+def has_statistics_pooling(model: Any) -> bool:
     """Whether this classifier pools statistics.
 
+    Args:
+        model: a model of transformers.
+
     Raises:
-        ValueError: if its configuration says so, but it was loaded without.
+        ValueError: if the configuration asks for it, but the model was loaded without.
     """
     installed = pools_statistics(model)
     if getattr(model.config, "statistics_pooling", False) and not installed and hasattr(model, "classifier"):
@@ -73,9 +103,9 @@ def has_statistics_pooling(model: nn.Module) -> bool:
 
 
 class StatisticsPooling(nn.Module):
-    """Stands in for the projection of every frame, in front of the classifier's own mean over time.
+    """Replaces the projection of the frames, before the classifier's own mean over time.
 
-    It gives every frame the same vector, the statistics of the whole clip, so that the mean that follows returns them.
+    Every frame gets the same vector: the statistics of the whole clip. So the mean that follows returns them.
     """
 
     def __init__(self, forward_pass: ForwardPass) -> None:
@@ -83,12 +113,19 @@ class StatisticsPooling(nn.Module):
         self._pass = forward_pass
 
     def remember_mask(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Forward pre-hook of the classifier: keep its attention mask, `(batch, samples)`, for the pooling."""
+        """Keep the classifier's attention mask, `(batch, samples)`, for the pooling; a forward pre-hook of it."""
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         self._pass.clip_mask = None if mask is None else (model, mask)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map frames `(batch, frames, d)` to `(batch, frames, 2 d)`, the same [mean, std] in every frame."""
+        """Return `[mean, std]` of each clip, repeated for each frame.
+
+        Args:
+            hidden_states: `(batch, frames, d)`.
+
+        Returns:
+            `(batch, frames, 2 d)`
+        """
         num_frames = hidden_states.shape[1]
         if self._pass.clip_mask is None:
             mask = hidden_states.new_ones(1, num_frames, 1)
@@ -104,7 +141,8 @@ def mean_and_std(frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     Args:
         frames: `(batch, frames, d)`.
-        mask: `(batch or 1, frames, 1)`, of 0 and 1. A clip of a single frame has standard deviation 0.
+        mask: `(batch or 1, frames, 1)`, 1 for the frames that count, else 0. The standard deviation of a clip with a
+            single frame is 0.
 
     Returns:
         `(batch, 2 d)`

@@ -1,26 +1,34 @@
-"""The weights of `use_weighted_layer_sum`, made trainable per adapter.
+"""The weights of `use_weighted_layer_sum`, trained and saved for each adapter.
 
-transformers keeps them as a bare parameter of the classifier, and PEFT trains and saves modules only. So a module of
-the same values is put beside the parameter; PEFT wraps it as it wraps a head, and during the classifier's forward pass
-the values of the active adapter stand in for the parameter.
+Some classifiers of transformers read a weighted sum of all hidden states. The weights are a bare parameter, and PEFT
+trains and saves modules only. So a module with the same values is put beside the parameter, and PEFT wraps it as it
+wraps a head. During the classifier's forward pass the active adapter's weights replace the parameter.
 """
 
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..upstream.torch_modules import install_stand_in, remove_stand_in
 
-# Held while one of several threads that run a model puts weights in or takes them out.
+
+# Held while one of several threads that run a model installs or removes weights.
 LOCK = threading.Lock()
 MODULE_NAME = "weighted_layer_sum"
 
 
 class LayerWeights(nn.Module):
-    """Holds the `(layers + 1,)` weights under the name that the classifier has for them, and gives them when called."""
+    """Holds an adapter's weights, `(layers + 1,)`, under the name of the classifier's parameter.
+
+    Args:
+        parameter_name: name of the classifier's parameter.
+        values: the initial weights; they are copied.
+    """
 
     def __init__(self, parameter_name: str, values: torch.Tensor) -> None:
         super().__init__()
@@ -28,55 +36,71 @@ class LayerWeights(nn.Module):
         self.register_parameter(parameter_name, nn.Parameter(values.detach().clone()))
 
     def forward(self) -> torch.Tensor:
-        # A copy: where parameters are spread over processes, this one is whole only while the module runs.
+        """Return a copy of the weights, `(layers + 1,)`.
+
+        A copy, because parameters that are sharded over processes are complete only while their module runs.
+        """
         return getattr(self, self.parameter_name).clone()
 
 
-def _lock():
-    # torch.compile traces one thread, and no locks.
+def _lock() -> AbstractContextManager[Any]:
+    # torch.compile traces a single thread, and cannot trace locks.
     return nullcontext() if torch.compiler.is_compiling() else LOCK
 
 
 class LayerWeightsSwap:
-    """Two hooks on the classifier that put the active adapter's weights in and take them out again.
+    """Two hooks that replace a classifier's weights by the active adapter's during its forward pass.
 
-    As an attribute of the object they hide the parameter of that name, which stays where it is.
+    Args:
+        model: the classifier, which has a `LayerWeights` under `MODULE_NAME`.
+        parameter_name: name of the parameter to replace.
     """
 
     def __init__(self, model: nn.Module, parameter_name: str) -> None:
         self.parameter_name = parameter_name
         self.running = 0
         self.handles = (
-            model.register_forward_pre_hook(self._put_in),
-            model.register_forward_hook(self._take_out, always_call=True),
+            model.register_forward_pre_hook(self._install),
+            model.register_forward_hook(self._remove, always_call=True),
         )
 
-    def _put_in(self, model: nn.Module, args: tuple) -> None:
+    def _install(self, model: nn.Module, args: tuple) -> None:
         with _lock():
             self.running += 1
-        # PEFT's wrapper calls the active adapter's, or the model's own while adapters are disabled.
-        values = getattr(model, MODULE_NAME)()
-        model.__dict__[self.parameter_name] = values
+        # PEFT's wrapper gives the active adapter's weights, or the model's own while adapters are disabled.
+        install_stand_in(model, self.parameter_name, getattr(model, MODULE_NAME)())
 
-    def _take_out(self, model: nn.Module, args: tuple, output: object) -> None:
+    def _remove(self, model: nn.Module, args: tuple, output: object) -> None:
         with _lock():
             self.running -= 1
             if self.running == 0:
-                model.__dict__.pop(self.parameter_name, None)
+                remove_stand_in(model, self.parameter_name)
 
     def remove(self) -> None:
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
 
 def install_layer_weights(model: nn.Module, parameter_name: str) -> LayerWeightsSwap:
-    """Put the module and the hooks in; the values start as the model's own."""
+    """Install the module and the hooks on a classifier; the weights start with the parameter's values.
+
+    Args:
+        model: the classifier.
+        parameter_name: name of its parameter `(layers + 1,)`.
+    """
     setattr(model, MODULE_NAME, LayerWeights(parameter_name, getattr(model, parameter_name)))
     return LayerWeightsSwap(model, parameter_name)
 
 
 def remove_layer_weights(model: nn.Module, swap: LayerWeightsSwap, trained: nn.Module) -> None:
-    """Take module and hooks out, and leave the values of `trained` in the model's parameter, as PEFT leaves heads."""
+    """Remove the module and the hooks, and copy the weights of `trained` into the parameter, as PEFT keeps heads.
+
+    Args:
+        model: the classifier.
+        swap: what `install_layer_weights` returned.
+        trained: the `LayerWeights` of the adapter whose weights are kept.
+    """
     swap.remove()
     delattr(model, MODULE_NAME)
     with torch.no_grad():

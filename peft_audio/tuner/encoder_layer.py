@@ -28,6 +28,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..backbones.relative_positions import PositionRule
 from ..backbones.spec import Backbone, LayerModules
 from ..modules import TokenLayout
 from ..modules.adapter_module import check_result, reads_neighbours, special_tokens_stand_alone
@@ -57,6 +58,14 @@ class OutsideModules(NamedTuple):
     position_source: Optional[nn.Module]
 
 
+class Conventions(NamedTuple):
+    """What a row says of how attention is called, see `EncoderSpec`. The row itself may hold what cannot be pickled."""
+
+    batch_first: bool
+    padding_mask: Optional[str]
+    positions: Optional[PositionRule]
+
+
 class EncoderTunerLayer(HookedTunerLayer):
     """Wraps one encoder layer and adapts it through hooks on the modules inside.
 
@@ -84,12 +93,13 @@ class EncoderTunerLayer(HookedTunerLayer):
         super().__init__(base_layer, prefix, forward_pass)
         self.attention_wiring: dict[str, Wiring] = {}
         self.mlp_wiring: dict[str, Wiring] = {}
-        self._spec = backbone.spec
+        spec = backbone.spec
+        self._conventions = Conventions(spec.batch_first, spec.padding_mask, spec.positions)
         self._outside = OutsideModules(modules.attention, modules.attention_norm, backbone.position_source)
         self._attention_parameters = parameter_names(modules.attention)
-        self._takes_extra_tokens = takes_extra_tokens(modules.attention, backbone.spec)
+        self._takes_extra_tokens = takes_extra_tokens(modules.attention, spec)
         if self._takes_extra_tokens:
-            install_extra_tokens(modules.attention, backbone.spec, forward_pass)
+            install_extra_tokens(modules.attention, spec, forward_pass)
         self._saving_context: Optional[SavingContext] = None
         self._num_read_tokens: Optional[int] = None
         # For gradient checkpointing, which may run the layer again in a thread that no patch has passed through.
@@ -164,7 +174,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         is_active = any(self.active(part) for part in self.parts)
         has_mask = any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))
         alone = all(special_tokens_stand_alone(module) for part in ADAPTERS for _, module in self.active(part))
-        can_attend = self._takes_extra_tokens and self._spec.batch_first
+        can_attend = self._takes_extra_tokens and self._conventions.batch_first
         return is_active and alone and not has_mask and can_attend and not self._is_checkpointed
 
     def remove_hooks(self) -> None:
@@ -227,7 +237,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         if num_prompts == 0 or self._takes_extra_tokens:
             return None
         output = with_first(output, self._batch_first(self._batch_first(first_tensor(output))[:, num_prompts:]))
-        rule = self._spec.positions
+        rule = self._conventions.positions
         return output if rule is None or rule.crop is None else rule.crop(output, num_prompts)
 
     def _adapt_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
@@ -343,7 +353,7 @@ class EncoderTunerLayer(HookedTunerLayer):
             return call
         attended = torch.cat([extra.front.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         call = call.replace_object(given, self._batch_first(attended))
-        rule = self._spec.positions
+        rule = self._conventions.positions
         if rule is not None:
             grown = rule.grow(self._outside.position_source, attended, num_prompts, call.arguments)
             for name, value in grown.items():
@@ -354,15 +364,15 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def _batch_first(self, tokens: torch.Tensor) -> torch.Tensor:
         """Turn `(tokens, batch, d)` into `(batch, tokens, d)` and back, where the base layer takes the former."""
-        return tokens if self._spec.batch_first else tokens.transpose(0, 1)
+        return tokens if self._conventions.batch_first else tokens.transpose(0, 1)
 
     @property
     def _mask_name(self) -> str:
-        return self._spec.padding_mask or "attention_mask"
+        return self._conventions.padding_mask or "attention_mask"
 
     @property
     def _true_is_padding(self) -> bool:
-        return self._spec.padding_mask is not None
+        return self._conventions.padding_mask is not None
 
 
 def _second(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -146,11 +146,6 @@ def base_layer_of(module: nn.Module) -> nn.Module:
     return module.get_base_layer() if isinstance(module, HookedTunerLayer) else module
 
 
-def has_adapters(model: Any) -> bool:
-    """Whether there are adapters on the model, of any tuner type."""
-    return isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules())
-
-
 def keep_frozen_statistics(model: nn.Module) -> None:
     """Leave frozen batch norms (wav2vec2-conformer has some) in evaluation mode.
 

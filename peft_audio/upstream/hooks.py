@@ -12,6 +12,7 @@ from torch.nn.modules import module as _torch_module
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Where the hooks are defined by which transformers collects hidden states and attentions.
 CAPTURING = "transformers.utils.output_capturing"
+AFTER_FORWARD = HOOKS[1:]
 # Where torch notes, by the same keys, which of these hooks take keyword arguments or run after errors too.
 NOTES = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 

@@ -1,23 +1,40 @@
-"""The only place that touches PEFT's and transformers' tables: the enumeration and mappings of tuner types, the models
-that pipelines take."""
+"""The tables of PEFT and transformers that a tuner type is entered in.
+
+Relied upon: PEFT's mappings from a `PeftType` to a configuration, a tuner and a prefix; how Python's `EnumMeta` keeps
+the members of an enumeration; the table of `PeftModel` classes that transformers' pipelines accept; the value of
+`target_modules` for which PEFT accepts that no module matches.
+"""
 
 from __future__ import annotations
 
-from peft import PeftModel
+from typing import Any, ClassVar, Protocol
+
+from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
 
+NO_TARGET_MODULES: str = DUMMY_TARGET_MODULES
+"""The value of `target_modules` with which PEFT accepts an adapter on no module at all."""
+
+
+class MethodConfig(Protocol):
+    """A configuration class that has the name of its method."""
+
+    method_name: ClassVar[str]
+
+
 def add_peft_type(name: str) -> PeftType:
-    """Return the member `name` of `PeftType`, made if it is not there yet.
+    """Return the member `name` of `PeftType`; add it if it is not there yet.
 
     A real member is needed: transformers reads `peft_type.value`, and configurations are pickled and copied. Python
     has no public way to extend an enumeration, so this fills in what `EnumMeta` fills in for a declared member.
     """
     if name in PeftType.__members__:
         return PeftType[name]
-    member = str.__new__(PeftType, name)
+    member: Any = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     member.__objclass__ = PeftType
     member._sort_order_ = len(PeftType._member_names_)
@@ -28,20 +45,35 @@ def add_peft_type(name: str) -> PeftType:
     return member
 
 
-def register_method(config_cls: type, model_cls: type) -> None:
-    """Make PEFT know a tuner type: `config_cls.method_name` (lower case), its configuration and its tuner.
+def register_method(config_cls: type[MethodConfig], model_cls: type) -> None:
+    """Register a tuner type with PEFT under `config_cls.method_name` (lower case).
 
     Registering the same name again replaces the earlier classes, so that reloading the package works.
+
+    Args:
+        config_cls: the configuration class.
+        model_cls: the tuner class.
     """
     name = config_cls.method_name
     peft_type = add_peft_type(name.upper())
-    for mapping in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING):
+    mappings: tuple[dict[PeftType, Any], ...] = (
+        PEFT_TYPE_TO_CONFIG_MAPPING,
+        PEFT_TYPE_TO_PREFIX_MAPPING,
+        PEFT_TYPE_TO_TUNER_MAPPING,
+    )
+    for mapping in mappings:
         mapping.pop(peft_type, None)
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
 
 
+def tuner_class(config: PeftConfig) -> Any:
+    """Return the tuner class that is registered for the type of this configuration."""
+    peft_type: Any = config.peft_type
+    return PEFT_TYPE_TO_TUNER_MAPPING[peft_type]
+
+
 def register_pipeline_model() -> None:
-    """Make transformers' audio classification pipeline know that it can run a `PeftModel`."""
-    known = SUPPORTED_PEFT_TASKS.setdefault("audio-classification", [])
-    if PeftModel.__name__ not in known:
-        known.append(PeftModel.__name__)
+    """Let transformers' audio classification pipeline accept a `PeftModel`."""
+    accepted = SUPPORTED_PEFT_TASKS.setdefault("audio-classification", [])
+    if PeftModel.__name__ not in accepted:
+        accepted.append(PeftModel.__name__)

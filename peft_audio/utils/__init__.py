@@ -1,1 +1,1 @@
-"""Small tools that know no model: checks of values, and files that are written together or not at all."""
+"""Small tools that know nothing about models: checks of values, and files that are written together or not at all."""

@@ -1,4 +1,4 @@
-"""Writing several files of a folder as one: whenever the process ends, all of them are the old or all the new ones."""
+"""Replacing several files of a folder together: even if the process is killed, all of them are old or all are new."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from types import MappingProxyType
 import psutil
 
 
-WORKSHOP = ".saving-"  # start of the name of a folder, inside the one written to, for what is not finished
-FIRST_READ = "adapter_config.json"  # a folder without it holds no adapter, so it comes last where nothing was before
+# Start of the name of a temporary folder, inside the one that is written to.
+WORKSHOP = ".saving-"
+# In a new folder this file is written last: a folder without it holds no adapter, and nobody loads half of one.
+FIRST_READ = "adapter_config.json"
 
 
 @contextmanager
 def written_together(folder: Path, replaced_by: Mapping[str, str] = MappingProxyType({})) -> Iterator[Path]:
-    """Give an empty folder to write to; when the block ends, its files take their places in `folder` together.
+    """Yield an empty folder to write to; when the block ends, its files replace those of `folder` together.
 
-    The files are moved one by one, so a single `os.replace` cannot do it. Instead each file of `folder` first becomes a
-    link through one further link, `current`; replacing that one is the moment when all change.
+    A single `os.replace` cannot do that, it moves one file. So each file of `folder` first becomes a link that goes
+    through one further link, `current`. Replacing `current` changes all files at the same moment.
 
     Args:
-        folder: made if it is not there. Files that are not written again stay as they are.
-        replaced_by: files to remove from the same folder when another one, their value, is written.
+        folder: made if it does not exist. Files that are not written again stay as they are.
+        replaced_by: names of files to remove, each with the name of the file whose writing removes it.
+
+    Yields:
+        The folder to write to.
 
     Raises:
         ValueError: if `folder` is a file.
-        Whatever the block raises; `folder` is left as it was.
+        Exception: what the block raises; then `folder` is left as it was.
     """
     if folder.is_file():
         raise ValueError(f"Saving needs a folder, but {str(folder)!r} is a file. Choose another name.")
@@ -57,7 +62,7 @@ def _owner() -> str:
 
 
 def _is_abandoned(workshop: Path) -> bool:
-    """Whether the process that made it, on this machine, is no more."""
+    """Whether the process that made the folder, on this machine, has ended."""
     host, _, process = workshop.name.removeprefix(WORKSHOP).rpartition("-")[0].rpartition("-")
     return host == socket.gethostname() and process.isdigit() and not psutil.pid_exists(int(process))
 
@@ -94,13 +99,13 @@ def _same(first: Path, second: Path) -> bool:
 
 
 def _flush(file: Path) -> None:
-    # Else, after a power failure, the name could be there before the content.
+    # Otherwise, after a power failure, the file could have its name but not its content.
     with open(file, "rb+") as stream:
         os.fsync(stream.fileno())
 
 
 def _switch(workshop: Path, paths: list[Path]) -> None:
-    """Turn the files at `paths` into links to the new ones, all at once; nothing where there are no links to be had."""
+    """Turn the files at `paths` into links to the new ones, all at once; do nothing if links are not supported."""
     folder = workshop.parent
     old, current, following = (workshop / name for name in ("old", "current", "following"))
     for path in paths:
@@ -110,7 +115,7 @@ def _switch(workshop: Path, paths: list[Path]) -> None:
     try:
         os.symlink("old", current)
         os.symlink("new", following)
-    except OSError:  # no such thing on this file system: the files are replaced one after the other
+    except OSError:  # this file system has no links: the files are replaced one after the other
         return
     for number, path in enumerate(paths):
         link = workshop / f"link{number}"
@@ -120,7 +125,7 @@ def _switch(workshop: Path, paths: list[Path]) -> None:
 
 
 def _clear(workshop: Path) -> None:
-    """Remove the workshop; links to what is in it, where its process was interrupted, become files."""
+    """Remove the temporary folder; links into it, left by a process that was interrupted, become files."""
     if not workshop.exists():
         return
     for link in _links(workshop.parent):
@@ -136,7 +141,7 @@ def _clear(workshop: Path) -> None:
 
 
 def _links(folder: Path) -> Iterator[Path]:
-    # Other processes may be saving here too: os.walk does not mind what vanishes.
+    # Other processes may save here at the same time: os.walk ignores files that disappear.
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(WORKSHOP)]
         yield from (path for path in (Path(parent, name) for name in files) if path.is_symlink())

@@ -1,4 +1,4 @@
-"""Checks that configurations share: each names the field, the rule and the value received."""
+"""Checks of values; each error names the field, the rule and the value received."""
 
 from __future__ import annotations
 
@@ -11,35 +11,44 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def require(holds: bool, field: str, rule: str, value: Any) -> None:
-    """Raise ValueError unless `holds`, saying that `field` must be `rule` and what it was instead."""
+    """Raise ValueError with "`field` must be <rule>, got <value>." unless `holds`."""
     if not holds:
         raise ValueError(f"`{field}` must be {rule}, got {value!r}.")
 
 
 def is_integer(value: Any) -> bool:
+    """Whether the value is an integer, and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
+    """Whether the value is an integer or a float, and not a boolean."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def require_positive_integer(field: str, value: Any) -> None:
+    """Raise ValueError unless the value is an integer above 0."""
     require(is_integer(value) and value > 0, field, "a positive integer", value)
 
 
 def require_probability(field: str, value: Any) -> None:
+    """Raise ValueError unless the value is a number in [0, 1)."""
     require(is_number(value) and 0 <= value < 1, field, "a number in [0, 1)", value)
 
 
 def require_finite_number(field: str, value: Any) -> None:
-    # In single precision, which adapters compute in: 0 times a number beyond it is NaN, not 0.
+    """Raise ValueError unless the value is a number that is finite in float32.
+
+    Adapters compute in float32. There, 0 times a number that is too large is NaN, not 0.
+    """
     require(is_number(value) and abs(value) <= LARGEST, field, "a finite number in float32", value)
 
 
 def require_boolean(field: str, value: Any) -> None:
+    """Raise ValueError unless the value is True or False."""
     require(isinstance(value, bool), field, "True or False", value)
 
 
 def require_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
     require(isinstance(value, str) and value in choices, field, "one of " + ", ".join(map(repr, choices)), value)

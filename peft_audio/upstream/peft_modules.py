@@ -1,0 +1,57 @@
+"""The modules that PEFT puts into a model: its tuner layers, and its wrappers of modules that are trained whole.
+
+Relied upon: `AuxiliaryTrainingWrapper`, the base class of the wrappers around the modules of `modules_to_save`, with
+its attribute `_adapters` and its methods `adapter_state_dict_load_map` and `set_requires_grad`; of `BaseTunerLayer`, its
+method `_all_available_adapter_names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether there are adapters on the model, of any tuner type."""
+    return isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def adapter_names(layer: BaseTunerLayer) -> set[str]:
+    """Return the names of all adapters that a tuner layer holds, active or not."""
+    return set(layer._all_available_adapter_names())
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether the module is a tuner layer with an active adapter, or PEFT's wrapper of a module that is trained whole."""
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return True
+    if not isinstance(module, BaseTunerLayer) or module.disable_adapters:
+        return False
+    return not adapter_names(module).isdisjoint(module.active_adapters)
+
+
+def trained_modules(model: nn.Module) -> Iterator[tuple[str, AuxiliaryTrainingWrapper]]:
+    """Yield the path and the wrapper of each module that adapters train whole, such as a classification head."""
+    for name, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            yield name, module
+
+
+def adapters_of(module: AuxiliaryTrainingWrapper) -> set[str]:
+    """Return the names of the adapters that have a copy of this module."""
+    return set(module._adapters)
+
+
+def tensor_names(module: AuxiliaryTrainingWrapper, adapter_name: str) -> dict[str, str]:
+    """Map the names of an adapter's tensors in a checkpoint to their names in the wrapper; empty for other adapters."""
+    return module.adapter_state_dict_load_map(adapter_name)
+
+
+def freeze_trained_modules(model: nn.Module, adapter_name: str) -> None:
+    """Freeze the copies that the adapter has of modules that are trained whole."""
+    for _, module in trained_modules(model):
+        module.set_requires_grad(adapter_name, False)

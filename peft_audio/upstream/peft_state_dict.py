@@ -1,0 +1,51 @@
+"""The tensors of one adapter in a model, and their names in PEFT's checkpoints.
+
+Relied upon: the prefix that `PeftModel` puts before names, PEFT's functions that select an adapter's tensors by the
+start of their names, and the class method of a tuner that turns names in a checkpoint into names in the model.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
+from torch import nn
+
+from .peft_modules import tensor_names, trained_modules
+from .registration import tuner_class
+
+
+PEFT_MODEL_PREFIX = "base_model.model."
+"""What the names of a base model's tensors start with in a `PeftModel` and in its checkpoints."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+def adapter_tensors(model: nn.Module, adapter_name: str) -> Tensors:
+    """Return every tensor of the adapter, those of modules trained whole included, by their names in the model."""
+    state_dict = model.state_dict()
+    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
+    tensors = _filter_state_dict_by_key_prefixes(state_dict, prefixes)
+    for name, module in trained_modules(model):
+        for key in tensor_names(module, adapter_name).values():
+            tensors[f"{name}.{key}"] = state_dict[f"{name}.{key}"]
+    return tensors
+
+
+def without_prefix(tensors: Tensors) -> Tensors:
+    """Return the tensors by their names in the base model, with or without PEFT's prefix before."""
+    return {key.removeprefix(PEFT_MODEL_PREFIX): tensor for key, tensor in tensors.items()}
+
+
+def named_as_in_model(model: nn.Module, config: PeftConfig, adapter_name: str, tensors: Tensors) -> Tensors:
+    """Return the tensors of a checkpoint by their names in `model`, which has the adapter on it.
+
+    Raises:
+        ValueError: if the tuner refuses the tensors.
+    """
+    named = without_prefix(tensors)
+    for name, module in trained_modules(model):
+        for stored, own in tensor_names(module, adapter_name).items():
+            if f"{name}.{stored}" in named:
+                named[f"{name}.{own}"] = named.pop(f"{name}.{stored}")
+    return tuner_class(config)._remap_adapter_state_dict_for_load(model, config, adapter_name, named)

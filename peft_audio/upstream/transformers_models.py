@@ -1,0 +1,47 @@
+"""Attributes and methods of transformers' models that are not documented.
+
+Relied upon: `_init_weights`, which every `PreTrainedModel` has; `_get_feature_vector_attention_mask` of the types with a
+convolutional feature encoder; `_attn_implementation` of a configuration; `gradient_checkpointing` of a layer, which
+before transformers 5.23 acts in a `__call__` of the layer's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import nn
+
+
+def initialize_weights(model: Any, module: nn.Module) -> None:
+    """Give `module` new weights, drawn as `model` draws those of its own modules."""
+    module.apply(model._init_weights)
+
+
+def frame_mask(model: Any, num_frames: int, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return which frames of the feature encoder are no padding.
+
+    Args:
+        model: a classifier with a convolutional feature encoder.
+        num_frames: number of frames that the feature encoder makes of the input.
+        attention_mask: `(batch, samples)`, 1 where a sample is no padding.
+
+    Returns:
+        `(batch, num_frames)`
+    """
+    return model._get_feature_vector_attention_mask(num_frames, attention_mask)
+
+
+def attention_implementation(config: Any) -> Optional[str]:
+    """Return the name of the attention function that a model with this configuration calls, such as "sdpa"."""
+    return getattr(config, "_attn_implementation", None)
+
+
+def is_checkpointed(module: nn.Module) -> bool:
+    """Whether gradient checkpointing acts on the module's next call."""
+    return bool(getattr(module, "gradient_checkpointing", False)) and module.training and torch.is_grad_enabled()
+
+
+def is_checkpointed_outside(module: nn.Module) -> bool:
+    """Whether gradient checkpointing acts on the module's next call, and would go around an installed `forward`."""
+    return is_checkpointed(module) and type(module).__call__ is not nn.Module.__call__
