@@ -20,7 +20,7 @@ from ..checkpoints.base_settings import check_settings, has_generic_labels, reme
 from ..checkpoints.tensors import check_tensors
 from ..config import EncoderAdapterConfig
 from ..heads.weighted_layer_sum import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
-from ..upstream.tuners import freeze_feature_encoder
+from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
 from .adapter_parts import AdapterParts
 from .encoder_layer import EncoderTunerLayer

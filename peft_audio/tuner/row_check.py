@@ -13,7 +13,7 @@ from torch import nn
 from ..backbones.spec import Backbone
 from ..backbones.table import is_to_check, locate, remember_checked
 from ..modules import Bottleneck, EmbeddingPrompt
-from ..upstream.tuners import is_sharded
+from ..upstream.torch_tensors import is_sharded
 from ..utils.forward_pass import ForwardPass
 from .adapter_parts import AdapterParts, Wiring
 from .calls import Call, parameter_names

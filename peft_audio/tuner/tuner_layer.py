@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..upstream.tuners import is_batch_norm
+from ..upstream.torch_modules import is_batch_norm
 from ..utils.forward_pass import ForwardPass
 from .samples import join, take
 

@@ -45,3 +45,8 @@ def is_checkpointed(module: nn.Module) -> bool:
 def is_checkpointed_outside(module: nn.Module) -> bool:
     """Whether gradient checkpointing acts on the module's next call, and would go around an installed `forward`."""
     return is_checkpointed(module) and type(module).__call__ is not nn.Module.__call__
+
+
+def freeze_feature_encoder(feature_encoder: Any) -> None:
+    """Freeze the convolutions of a wav2vec2-type model, and stop them from marking their input for a backward pass."""
+    feature_encoder._freeze_parameters()
