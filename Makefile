@@ -24,14 +24,16 @@ test-examples: $(VENV)/installed-tests $(BROWSER)
 
 # What depends on transformers' layouts and loading code, with the oldest transformers that setup.cfg allows.
 OLDEST = backbones/test_old_layout test_auto test_trainer heads/test_weighted_layer_sum \
-	$(addprefix checkpoints/test_, loading saving peft_saving bad_folders) \
+	$(addprefix checkpoints/test_, loading saving peft_saving plain_models state_dicts) \
+	$(addprefix checkpoints/test_, bad_folders wrong_folders unwritable_folders) \
 	$(addprefix tuner/test_, attention prompt_gradient read_tokens mixed_batch)
 test-oldest: $(VENV)/installed-oldest
 	PYTHONPATH=$(VENV)/oldest $(PYTEST) $(OLDEST:%=tests/%.py)
 
-# The same with the newest versions that pip finds today: what this package relies on inside of them, and its core. torch
-# stays as it is, because a newer one comes with gigabytes of CUDA.
-NEWEST = upstream test_matrix.py caching/test_cache_frozen.py checkpoints/test_old_checkpoints.py
+# The same with the newest versions that pip finds today, and what this package relies on inside of them. torch stays as it
+# is, because a newer one comes with gigabytes of CUDA.
+NEWEST = upstream checkpoints/test_old_checkpoints.py caching/test_replay.py $(addprefix test_matrix.py::test_, start \
+	two_steps_train_the_adapter_and_the_head_and_nothing_else reloading_gives_the_same_logits)
 NEWEST_PACKAGES = transformers peft accelerate datasets evaluate huggingface_hub tokenizers safetensors numpy
 test-newest: $(VENV)/newest/made
 	grep '^torch==' requirements-dev.txt > $(VENV)/newest/constraints.txt

@@ -28,7 +28,6 @@ LARGER = {
     "tests/distributed_worker.py": ["run_trainer"],
     "tests/examples/test_data_sets.py": ["the file"],
     "tests/examples/test_esc10.py": ["the file"],
-    "tests/tuner/test_peft_behaviours.py": ["the file"],
 }
 # ---- end of the list ----
 
