@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from methods import query_value_names
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -74,8 +73,8 @@ INPUTS = {AST_1024: 1, AST_512: 2, AST_128: 8, WAV2VEC2_1: 8, WAV2VEC2_3: 4, WAV
 
 
 def with_lora(model: PreTrainedModel) -> nn.Module:
-    names = query_value_names(model)
-    return get_peft_model(model, LoraConfig(r=8, target_modules=names, modules_to_save=list(resolve(model).head)))
+    head = list(resolve(model).head)
+    return get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], modules_to_save=head))
 
 
 def with_lora_and_frozen_front_end(model: PreTrainedModel) -> nn.Module:

@@ -1,17 +1,19 @@
 """Speed and memory of every method, side by side with full fine-tuning, LoRA and prompts in front of whole layers.
 
-    python examples/benchmark.py --output_dir OUT                       # everything, about 50 minutes on two cores
-    python examples/benchmark.py --output_dir OUT --quick               # bytes only, which are exact, under two minutes
-    python examples/benchmark.py --output_dir OUT --device cuda --dtype bfloat16 --batch_size 64 --peak_tflops 989
-    python examples/benchmark.py --output_dir OUT --profile "wav2vec2-base, 1 s"
+    python benchmarks/benchmark.py --output_dir OUT                       # everything, about 50 minutes on two cores
+    python benchmarks/benchmark.py --output_dir OUT --quick               # bytes only, which are exact, under two minutes
+    python benchmarks/benchmark.py --output_dir OUT --device cuda --dtype bfloat16 --batch_size 64 --peak_tflops 989
+    python benchmarks/benchmark.py --output_dir OUT --profile "wav2vec2-base, 1 s"
 
 Prints two tables and writes them to OUT/benchmark.json. AST-base and wav2vec2-base have their real size and random
 weights. Times are medians of steps that take turns, on one machine in one run: only their ratios mean anything.
 """
 
 import argparse
+import json
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,8 +34,6 @@ from benchmarking.measure import (
 )
 from benchmarking.subjects import AST_1024, FULL, INPUTS, IPET, SUBJECTS, WAV2VEC2_1, Input, make_subjects
 from benchmarking.targets import EXACT, TARGETS, Outcome, outcomes
-from methods import silence_peft
-from reporting import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -47,7 +47,7 @@ QUICK = [AST_1024.name, WAV2VEC2_1.name]
 def main(arguments: list[str] | None = None) -> dict:
     """Runs the benchmark; returns what it writes."""
     options = parse(arguments)
-    silence_peft()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated|Could not find a config file in")
     transformers.utils.logging.disable_progress_bar()
     precision = Precision(options.device, getattr(torch, options.dtype))
     if options.profile:
@@ -56,9 +56,16 @@ def main(arguments: list[str] | None = None) -> dict:
     for rows, found in run(options, precision):
         report["rows"] += rows
         report["targets"] += [{**vars(outcome), "reached": outcome.is_reached} for outcome in found]
-        write_json(options.output_dir / "benchmark.json", report)  # what a killed run has measured is not lost
+        write_json(options.output_dir / "benchmark.json", report)
     print_tables(report["rows"], report["targets"])
     return report
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write `content` so that `path` always holds a complete file: what a killed run has measured is not lost."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def run(options: argparse.Namespace, precision: Precision) -> Iterator[tuple[list[dict], list[Outcome]]]:
