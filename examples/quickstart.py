@@ -333,6 +333,6 @@ console.print(f"Trained: {', '.join(name for name, same in unchanged.items() if 
 #
 # - Your own recordings, any backbone and fifteen methods:
 #   `python examples/train_classification.py --method ipet --model_name_or_path MODEL --data_dir DIR --output_dir OUT`
-# - The experiments of the papers, with their settings: `python examples/run_recipe.py --list`
+# - The experiments of the papers, with their settings: `python method_comparison/run_recipe.py --list`
 # - Five methods side by side on the bundled backbone: `python examples/demo.py`
 # - All methods and what to know about them: `README.md`

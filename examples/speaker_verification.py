@@ -1,6 +1,6 @@
 """Scores the trials of speaker verification with a run of `run_recipe.py`: EER, minDCF, and a picture of the errors.
 
-    python examples/run_recipe.py ipet/wav2vec2-voxceleb1 --data_dir VoxCeleb1 --musan_dir musan
+    python method_comparison/run_recipe.py ipet/wav2vec2-voxceleb1 --data_dir VoxCeleb1 --musan_dir musan
     python examples/speaker_verification.py outputs/recipes/ipet/wav2vec2-voxceleb1/trials/seed-0 --data_dir VoxCeleb1
 
 A recording's code is the mean over several segments, the score of a trial the cosine of the angle between two codes. The
@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "method_comparison"))
+
 from data_sets import Trial, read_trials
 from experiments.backbones import BACKBONES, load_backbone
 from experiments.inputs import Preparation, TestSet, needs_waveforms

@@ -15,6 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "method_comparison"))
+
 from audio_data import AudioCollator, BadAudioError, minimum_seconds
 from clip_table import DataError
 from methods import METHODS, MethodArguments, apply_method, make_config, method_settings

@@ -1,8 +1,8 @@
 """Compares fine-tuning methods on ESC-10: its official folds, several seeds, learning rates chosen without the test fold.
 
-    python examples/esc10.py --data_dir ESC10 --output_dir OUT --jobs 2
-    python examples/esc10.py --data_dir ESC10 --output_dir OUT --jobs 2 --methods sizes --seeds 0
-    python examples/esc10.py --output_dir OUT --table --plot sizes.png
+    python method_comparison/esc10.py --data_dir ESC10 --output_dir OUT --jobs 2
+    python method_comparison/esc10.py --data_dir ESC10 --output_dir OUT --jobs 2 --methods sizes --seeds 0
+    python method_comparison/esc10.py --output_dir OUT --table --plot sizes.png
 
 ESC10 is an `audiofolder` whose metadata.csv has the columns file_name, label and fold. For each method and test fold,
 every candidate learning rate trains on all other folds but one and is judged on that one; the best then trains on all
@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+import examples_path
 import torch
 from audio_data import BadAudioError, FeatureDataset, extract_features
 from clip_table import DataError, read_audiofolder
@@ -52,7 +53,7 @@ from transformers.utils import logging as transformers_logging
 from peft_audio.backbones.table import resolve
 
 
-BUNDLED_BACKBONE = Path(__file__).parent / "assets" / "ast-tiny-synthetic"
+BUNDLED_BACKBONE = examples_path.EXAMPLES / "assets" / "ast-tiny-synthetic"
 
 SELECTION_SEED = 0  # whatever --seeds is, so that seeds can be added without choosing learning rates anew
 

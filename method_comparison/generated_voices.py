@@ -1,7 +1,7 @@
 """A small corpus of generated speech in the layout of VoxCeleb1: verify speakers without a download.
 
-    python examples/generated_voices.py VOICES
-    python examples/run_recipe.py ipet/ast-voxceleb1 --data_dir VOICES \\
+    python method_comparison/generated_voices.py VOICES
+    python method_comparison/run_recipe.py ipet/ast-voxceleb1 --data_dir VOICES \\
         --model_name_or_path examples/assets/ast-tiny-synthetic --set frames=192 epochs=15 batch_size=16 \\
         learning_rate=0.005 spec_augment=null noise=false \\
         "options={num_virtual_tokens: 4, bottleneck_dim: 64, scaling: 1.0}"
@@ -25,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import examples_path  # noqa: F401
 import librosa
 import numpy as np
 import soundfile

@@ -1,10 +1,10 @@
 """Draws what experiments have left behind.
 
-    python examples/pictures.py tradeoff outputs/recipes/ipet/ast-esc50* --output sizes.png
-    python examples/pictures.py epochs outputs/recipes/ipet --metric accuracy --output curves.png
-    python examples/pictures.py attention ADAPTER bell.wav --frames 320 336 --output attention.png
-    python examples/pictures.py confusion predictions.csv --output confusion.png
-    python examples/pictures.py verification trials.csv --output det.png
+    python method_comparison/pictures.py tradeoff outputs/recipes/ipet/ast-esc50* --output sizes.png
+    python method_comparison/pictures.py epochs outputs/recipes/ipet --metric accuracy --output curves.png
+    python method_comparison/pictures.py attention ADAPTER bell.wav --frames 320 336 --output attention.png
+    python method_comparison/pictures.py confusion predictions.csv --output confusion.png
+    python method_comparison/pictures.py verification trials.csv --output det.png
 
 The first two read the folders of `run_recipe.py`; "LoAA T=FOLDER" puts a recipe on a curve of that name. ADAPTER is a
 folder or a name on the Hub. The columns of predictions.csv are label and prediction, those of trials.csv score and label
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import examples_path  # noqa: F401
 from audio_data import load_waveform, minimum_seconds, model_inputs
 from compare_adapters import config_of, load_feature_extractor
 from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """Pretrain a small Audio Spectrogram Transformer on generated sounds, or measure a pretrained one by linear probing.
 
-    python examples/pretrain_backbone.py --output_dir examples/assets/ast-tiny-synthetic --seed 0
-    python examples/pretrain_backbone.py --output_dir examples/assets/ast-tiny-synthetic --probe DATA_DIR
+    python method_comparison/pretrain_backbone.py --output_dir examples/assets/ast-tiny-synthetic --seed 0
+    python method_comparison/pretrain_backbone.py --output_dir examples/assets/ast-tiny-synthetic --probe DATA_DIR
 
 Pretraining needs no data: every clip is generated (see `synthetic_sounds`). The model learns two things
 at once: to name the source and the temporal pattern of a clip, and to predict summary statistics of its spectrogram
@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import examples_path  # noqa: F401
 import numpy as np
 import torch
 from audio_data import extract_features

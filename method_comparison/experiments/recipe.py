@@ -1,6 +1,6 @@
 """One row of a paper's table: which model, data, method and training, and what the paper reports for it.
 
-A recipe is a YAML file below `examples/recipes/`. `extends` names the files, relative to that folder, whose settings it
+A recipe is a YAML file below `method_comparison/recipes/`. `extends` names the files, relative to that folder, whose settings it
 starts from; what it says itself goes first. Files in folders called `shared` are no recipes, but parts of some.
 """
 
@@ -29,7 +29,7 @@ class Recipe:
     """The settings of one row. Frames are 10 ms each.
 
     Args:
-        name: path below `examples/recipes/`, without suffix.
+        name: path below `method_comparison/recipes/`, without suffix.
         source: paper and table.
         data_set: a key of `data_sets.DATA_SETS`.
         backbone: a key of `experiments.backbones.BACKBONES`.
