@@ -1,4 +1,4 @@
-"""Compares fine-tuning methods on ESC-10: its official folds, several seeds, learning rates chosen without the test fold.
+"""Compares fine-tuning methods on ESC-10: official folds, several seeds, learning rates chosen without the test fold.
 
     python method_comparison/esc10.py --data_dir ESC10 --output_dir OUT --jobs 2
     python method_comparison/esc10.py --data_dir ESC10 --output_dir OUT --jobs 2 --methods sizes --seeds 0

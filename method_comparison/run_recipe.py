@@ -1,13 +1,13 @@
 """Runs rows of the papers' tables, and prints what was measured beside what the paper reports.
 
     python method_comparison/run_recipe.py ipet/ast-esc50 --data_dir ESC-50-master
-    python method_comparison/run_recipe.py "aat/ast-esc50*" --data_dir ESC-50-master      # every row of that name
-    python method_comparison/run_recipe.py loaa/image-esc50 --dry_run                     # what would run; needs no data
+    python method_comparison/run_recipe.py "aat/ast-esc50*" --data_dir ESC-50-master    # every row of that name
+    python method_comparison/run_recipe.py loaa/image-esc50 --dry_run                   # what would run; needs no data
     python method_comparison/run_recipe.py --list
 
-A recipe is a YAML file below `method_comparison/recipes/`; `--set epochs=5` changes a setting. Every training leaves its adapter,
-its metrics after every epoch and its predictions in a folder below `--output_dir`; started again, the command goes on
-where it was interrupted.
+Recipes are the rows of the tables in `method_comparison/recipes/`, one YAML file a paper; `--set epochs=5` changes a
+setting. Every training leaves its adapter, its metrics after every epoch and its predictions in a folder below
+`--output_dir`; started again, the command goes on where it was interrupted.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PERCENT = ("accuracy", "equal_error_rate")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", help="names below method_comparison/recipes/, * stands for anything")
+    parser.add_argument("recipes", nargs="*", help="names as --list prints them, * stands for anything")
     parser.add_argument("--list", action="store_true", help="print the names of all recipes")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and the trainable parameters")
     parser.add_argument("--data_dir", type=Path, help="the data set, unpacked as it is published")

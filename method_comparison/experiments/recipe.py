@@ -1,7 +1,6 @@
 """One row of a paper's table: which model, data, method and training, and what the paper reports for it.
 
-A recipe is a YAML file below `method_comparison/recipes/`. `extends` names the files, relative to that folder, whose settings it
-starts from; what it says itself goes first. Files in folders called `shared` are no recipes, but parts of some.
+The tables are YAML files in `method_comparison/recipes/`, one a paper; `experiments.tables` says how they are written.
 """
 
 import difflib
@@ -13,15 +12,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .tables import RecipeError, read_tables
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-SHARED = "shared"
-
-
-class RecipeError(ValueError):
-    """A recipe cannot be used; the message names the file, the field, the rule and the way out."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +23,7 @@ class Recipe:
     """The settings of one row. Frames are 10 ms each.
 
     Args:
-        name: path below `method_comparison/recipes/`, without suffix.
+        name: the paper's file in `method_comparison/recipes/`, without suffix, and the row's own, e.g. ipet/ast-esc50.
         source: paper and table.
         data_set: a key of `data_sets.DATA_SETS`.
         backbone: a key of `experiments.backbones.BACKBONES`.
@@ -107,8 +101,7 @@ PAIRS = ("spec_augment", "weight_average")
 
 def recipe_names(folder: Path = RECIPES) -> list[str]:
     """The names of all recipes, sorted."""
-    paths = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
-    return [path.as_posix() for path in paths if SHARED not in path.parts]
+    return sorted(name for path in folder.glob("*.yaml") for name in read_tables(path))
 
 
 def matching(patterns: list[str], folder: Path = RECIPES) -> list[str]:
@@ -130,60 +123,46 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None, folder: Pat
     """Read the recipe of this name.
 
     Args:
-        name: path below `folder`, without suffix.
+        name: the paper's file and the row's own name, e.g. ipet/ast-esc50.
         changes: settings that go before those of the file.
-        folder: where the recipes are.
+        folder: where the papers' files are.
 
     Raises:
-        RecipeError: there is no such file, it extends itself, or a field is unknown, missing or of another kind.
+        RecipeError: there is no such recipe, or a field is unknown, missing or of another kind.
     """
-    settings = merged(name, folder) | dict(changes or {})
-    path = folder / f"{name}.yaml"
+    path = folder / f"{name.partition('/')[0]}.yaml"
+    rows = read_tables(path)
+    if name not in rows:
+        raise RecipeError(f"{path}: has no recipe {name!r}. Its recipes are {', '.join(rows)}.")
+    settings = rows[name] | dict(changes or {})
+    where = f"{path}: {name}"
+    _refuse_unknown(where, settings)
+    if isinstance(settings.get("reported"), float):  # alone: of the recipe's metric
+        settings["reported"] = {settings.get("metric", Recipe.metric): settings["reported"]}
+    hints = typing.get_type_hints(Recipe)
+    return _made(where, name, {key: _converted(where, key, value, hints[key]) for key, value in settings.items()})
+
+
+def _refuse_unknown(where: str, settings: Mapping[str, Any]) -> None:
     known = [entry.name for entry in fields(Recipe) if entry.name != "name"]
     for key in settings:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else f"The fields are {', '.join(known)}."
-            raise RecipeError(f"{path}: {key!r} is no field of a recipe. {hint}")
-    hints = typing.get_type_hints(Recipe)
-    values = {key: _converted(path, key, value, hints[key]) for key, value in settings.items()}
+            raise RecipeError(f"{where}: {key!r} is no field of a recipe. {hint}")
+
+
+def _made(where: str, name: str, values: Mapping[str, Any]) -> Recipe:
     try:
         recipe = Recipe(name=name, **values)
     except TypeError as error:  # its message names the fields that are missing
-        raise RecipeError(
-            f"{path}: {str(error).partition(') ')[2] or error}. Add them, or extend a file with them."
-        ) from None
-    _check(path, recipe)
+        missing = str(error).partition(") ")[2] or error
+        raise RecipeError(f"{where}: {missing}. Add them to its row, its table or the file.") from None
+    _check(where, recipe)
     return recipe
 
 
-def merged(name: str, folder: Path = RECIPES, parents: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings in the file of this name, and those of the files that it extends, the later ones first."""
-    path = folder / f"{name}.yaml"
-    if name in parents:
-        raise RecipeError(f"{path}: extends itself, through {' -> '.join((*parents, name))}.")
-    own = _read(path)
-    extended = own.pop("extends", [])
-    settings: dict[str, Any] = {}
-    for parent in [extended] if isinstance(extended, str) else extended:
-        settings |= merged(parent, folder, (*parents, name))
-    notes = settings.get("notes", []) + own.pop("notes", [])  # of every file: each tells of its own settings
-    return settings | own | ({"notes": notes} if notes else {})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: no YAML ({error}).") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: must hold fields and values, got {type(content).__name__}.")
-    return content
-
-
-def _converted(path: Path, name: str, value: Any, hint: Any) -> Any:
+def _converted(where: str, name: str, value: Any, hint: Any) -> Any:
     """The value as the field wants it: whole numbers may stand for fractions, lists for tuples."""
     accepted = list(_plain_types(hint))
     if isinstance(value, str) and float in accepted:
@@ -196,7 +175,7 @@ def _converted(path: Path, name: str, value: Any, hint: Any) -> Any:
     is_wanted = type(value) in accepted or (isinstance(value, Mapping) and Mapping in accepted)
     if not is_wanted:
         wanted = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in accepted)
-        raise RecipeError(f"{path}: {name!r} must be {wanted}, got {value!r}.")
+        raise RecipeError(f"{where}: {name!r} must be {wanted}, got {value!r}.")
     return value
 
 
@@ -208,17 +187,17 @@ def _plain_types(hint: Any) -> Iterator[type]:
         yield typing.get_origin(hint) or hint
 
 
-def _check(path: Path, recipe: Recipe) -> None:
+def _check(where: str, recipe: Recipe) -> None:
     for name, choices in CHOICES.items():
         if getattr(recipe, name) not in choices:
-            raise RecipeError(f"{path}: {name!r} must be one of {', '.join(choices)}, got {getattr(recipe, name)!r}.")
+            raise RecipeError(f"{where}: {name!r} must be one of {', '.join(choices)}, got {getattr(recipe, name)!r}.")
     for name in POSITIVE:
         value = getattr(recipe, name)
         if value is not None and value <= 0:
-            raise RecipeError(f"{path}: {name!r} must be above 0, got {value!r}.")
+            raise RecipeError(f"{where}: {name!r} must be above 0, got {value!r}.")
     for name in PAIRS:
         value = getattr(recipe, name)
         if value is not None and (len(value) != 2 or not all(type(number) is int and number >= 0 for number in value)):
-            raise RecipeError(f"{path}: {name!r} must be two numbers from 0 up, got {list(value)!r}.")
+            raise RecipeError(f"{where}: {name!r} must be two numbers from 0 up, got {list(value)!r}.")
     if not 0 <= recipe.mixup <= 1:
-        raise RecipeError(f"{path}: 'mixup' must lie between 0 and 1, got {recipe.mixup!r}.")
+        raise RecipeError(f"{where}: 'mixup' must lie between 0 and 1, got {recipe.mixup!r}.")

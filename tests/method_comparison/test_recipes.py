@@ -68,19 +68,61 @@ def test_trainable_parameters_are_those_of_the_papers(name):
     assert published_size(recipe, num_labels)["trainable_parameters"] == SIZES[name]
 
 
+def load_row(folder, text, **changes):
+    (folder / "paper.yaml").write_text(text)
+    return load_recipe("paper/row", changes, folder)
+
+
 def test_settings_go_from_the_general_to_the_particular(tmp_path):
-    (tmp_path / "shared").mkdir()
-    needed = "source: here\ndata_set: esc50\nbackbone: ast\nmethod: ipet\nlearning_rate: 1.0e-3\n"
-    (tmp_path / "shared" / "a.yaml").write_text(f"{needed}epochs: 3\nbatch_size: 4\nnotes: [one]\n")
-    (tmp_path / "shared" / "b.yaml").write_text("extends: shared/a\nepochs: 5\nnotes: [two]\n")
-    (tmp_path / "row.yaml").write_text("extends: [shared/b]\nbatch_size: 8\nspec_augment: [4, 2]\nnotes: [three]\n")
-    recipe = load_recipe("row", {"learning_rate": 2}, tmp_path)
+    file = (
+        "source: here\ndata_set: esc50\nmethod: ipet\nlearning_rate: 1.0e-3\nepochs: 3\nbatch_size: 4\nnotes: [one]\n"
+    )
+    table = (
+        "tables:\n- {name: 'row{row}', columns: [a], main: b, backbone: ast, epochs: 5, notes: [two], rows: {b: %s}}\n"
+    )
+    recipe = load_row(
+        tmp_path, file + table % "{batch_size: 8, spec_augment: [4, 2], notes: [three]}", learning_rate=2
+    )
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (5, 8, 2.0)
     assert recipe.notes == ("one", "two", "three") and recipe.spec_augment == (4, 2)
-    assert recipe_names(tmp_path) == ["row"]
+    assert recipe_names(tmp_path) == ["paper/row"]
 
 
-ROW = "source: here\ndata_set: esc50\nbackbone: ast\nmethod: ipet\nepochs: 1\nbatch_size: 2\nlearning_rate: 0.1\n"
+def test_recipes_take_their_own_from_what_differs_by_column_and_row(tmp_path):
+    (tmp_path / "paper.yaml").write_text(
+        """
+name: "{column}{row}"
+columns: [x, y]
+rows: {full: {method: full, learning_rate: 0.5}, ours: {method: ipet}}
+main: ours
+source: {full: there, others: here}
+data_set: esc50
+backbone: ast
+learning_rate: {x: 0.1, y: 0.2}
+batch_size: 2
+epochs: {x: 3, others: 4}
+frames: {y: 100}
+options: {ours: {num_virtual_tokens: {x: 5, y: 6}, scaling: 2.0}}
+spec_augment: {x: [4, 2]}
+notes: [all, y: only y]
+reported: {x: {full: 0.7, ours: 0.8}, y: {ours: {accuracy: 0.9, map: 0.6}}}
+"""
+    )
+    assert recipe_names(tmp_path) == ["paper/x", "paper/x-full", "paper/y", "paper/y-full"]
+    x, x_full, y, y_full = (load_recipe(name, folder=tmp_path) for name in recipe_names(tmp_path))
+    assert [recipe.source for recipe in (x, x_full, y, y_full)] == ["here", "there", "here", "there"]
+    assert [recipe.learning_rate for recipe in (x, x_full, y, y_full)] == [0.1, 0.5, 0.2, 0.5]
+    assert [recipe.epochs for recipe in (x, y)] == [3, 4] and [recipe.frames for recipe in (x, y)] == [None, 100]
+    assert x.options == {"num_virtual_tokens": 5, "scaling": 2.0} and y.options["num_virtual_tokens"] == 6
+    assert x_full.options == {} and (x.spec_augment, y.spec_augment) == ((4, 2), None)
+    assert (x.notes, y.notes) == (("all",), ("all", "only y"))
+    assert (x.reported, x_full.reported) == ({"accuracy": 0.8}, {"accuracy": 0.7})
+    assert (y.reported, y_full.reported) == ({"accuracy": 0.9, "map": 0.6}, {})
+
+
+TABLE = "name: 'row{row}'\ncolumns: [x]\nrows: {r: {}}\nmain: r\n"
+SETTINGS = "source: here\ndata_set: esc50\nbackbone: ast\nmethod: ipet\nepochs: 1\nbatch_size: 2\nlearning_rate: 0.1\n"
+ROW = TABLE + SETTINGS
 WRONG = {
     "an unknown field": (f"{ROW}epoch: 3\n", "'epoch' is no field of a recipe. Did you mean 'epochs'"),
     "a missing field": (ROW.replace("epochs: 1\n", ""), "epochs"),
@@ -91,8 +133,12 @@ WRONG = {
     "one mask": (f"{ROW}spec_augment: [4]\n", r"'spec_augment' must be two numbers from 0 up, got \[4\]"),
     "too much mixup": (f"{ROW}mixup: 1.5\n", "'mixup' must lie between 0 and 1, got 1.5"),
     "an unknown loss": (f"{ROW}loss: hinge\n", "'loss' must be one of cross_entropy, .*got 'hinge'"),
-    "itself": (f"{ROW}extends: row\n", "extends itself, through row"),
-    "a missing file": (f"{ROW}extends: shared/gone\n", "cannot be read"),
+    "an unknown column": (f"{ROW}frames: {{z: 5}}\n", "'frames' must be int or null, got {'z': 5}"),
+    "two of a name": (ROW.replace("[x]", "[x, y]"), "there are two recipes 'paper/row'"),
+    "another name": (ROW.replace("row{row}", "other"), "has no recipe 'paper/row'. Its recipes are paper/other"),
+    "an unknown word": (ROW.replace("row{row}", "{rows}"), "'name' must .*got '{rows}'"),
+    "no rows": (ROW.replace("rows: {r: {}}\n", ""), "'rows' of a table missing"),
+    "rows in a list": (ROW.replace("{r: {}}", "[r]"), "'rows' must hold the settings of each row"),
     "a list": ("- 1\n", "must hold fields and values, got list"),
     "no YAML": ("a: [\n", "no YAML"),
 }
@@ -101,14 +147,17 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_recipes_are_refused(case, tmp_path):
     text, message = WRONG[case]
-    (tmp_path / "row.yaml").write_text(text)
     with pytest.raises(RecipeError, match=rf"\.yaml: .*{message}"):
-        load_recipe("row", folder=tmp_path)
+        load_row(tmp_path, text)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"paper\.yaml: cannot be read"):
+        load_recipe("paper/row", folder=tmp_path)
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
-    (tmp_path / "row.yaml").write_text(ROW.replace("0.1", "1e-3"))
-    assert load_recipe("row", folder=tmp_path).learning_rate == 1e-3
+    assert load_row(tmp_path, ROW.replace("0.1", "1e-3")).learning_rate == 1e-3
 
 
 def test_names_may_have_stars():
