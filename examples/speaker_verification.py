@@ -27,7 +27,6 @@ from experiments.recipe import Recipe, RecipeError
 from experiments.runs import RESULT, Setting, training_arguments
 from experiments.trainer import RecipeTrainer, averaged
 from experiments.verification import recordings_of, score_trials
-from feature_cache import FeatureCache
 from peft import PeftModel
 from plots.files import read_entry, save_picture
 from plots.verification import plot_verification
@@ -38,6 +37,7 @@ from safetensors import safe_open
 from transformers import AutoFeatureExtractor
 from transformers.utils import logging
 
+from peft_audio.data import FeatureCache
 from peft_audio.metrics import equal_error_rate, min_dcf
 
 

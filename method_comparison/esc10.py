@@ -29,28 +29,32 @@ from typing import Any, NamedTuple
 
 import examples_path
 import torch
-from audio_data import BadAudioError, FeatureDataset, extract_features
-from clip_table import DataError, read_audiofolder
 from esc10_plot import check_picture, plot_sizes
 from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, expand, method_of, row_of
 from esc10_table import print_table
-from methods import apply_method
-from reporting import write_json
+from files import write_json
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from train_classification import (
     AudioTrainingArguments,
     UsageError,
-    build_trainer,
-    load_config,
-    load_feature_extractor,
-    load_model,
-    parameter_counts,
+    apply_method,
+    single_label_metrics,
 )
 from transformers import HfArgumentParser, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from peft_audio.backbones.table import resolve
+from peft_audio import head_modules, load_classifier
+from peft_audio.data import (
+    AudioCollator,
+    BadAudioError,
+    DataError,
+    FeatureDataset,
+    extract_features,
+    load_feature_extractor,
+    read_audiofolder,
+)
+from peft_audio.trainer import AudioTrainer, parameter_counts
 
 
 BUNDLED_BACKBONE = examples_path.EXAMPLES / "assets" / "ast-tiny-synthetic"
@@ -269,8 +273,8 @@ def train(model_name: str, data_dir: str, settings: Settings, run: Run) -> dict:
     judged_set = [clip for clip in clips if clip.fold == judged_fold]
 
     set_seed(run.seed)
-    model = load_model(model_name, labels)
-    head = sum(p.numel() for name in resolve(model).head for p in model.get_submodule(name).parameters())
+    model = load_classifier(model_name, labels)
+    head = sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters())
     model = apply_method(model, method_of(run.method), **settings.options[run.method])
     with tempfile.TemporaryDirectory() as folder:
         args = AudioTrainingArguments(
@@ -287,7 +291,7 @@ def train(model_name: str, data_dir: str, settings: Settings, run: Run) -> dict:
             remove_unused_columns=False,
         )
         datasets = [FeatureDataset(part, features, labels) for part in (train_set, judged_set)]
-        trainer = build_trainer(model, args, feature_extractor, *datasets, multi_label=False)
+        trainer = build_trainer(model, args, feature_extractor, *datasets)
         trainer.remove_callback(PrinterCallback)
         seconds = trainer.train().metrics["train_runtime"]
         metrics = trainer.evaluate()
@@ -301,10 +305,22 @@ def train(model_name: str, data_dir: str, settings: Settings, run: Run) -> dict:
     }
 
 
+def build_trainer(model, args, feature_extractor, train_set, judged_set) -> AudioTrainer:
+    return AudioTrainer(
+        model,
+        args,
+        train_dataset=train_set,
+        eval_dataset=judged_set,
+        data_collator=AudioCollator(feature_extractor),
+        processing_class=feature_extractor,
+        compute_metrics=single_label_metrics,
+    )
+
+
 @functools.cache  # once a process: its runs share the features
 def load_data(model_name: str, data_dir: str):
     clips = read_audiofolder(data_dir).clips
-    feature_extractor = load_feature_extractor(model_name, load_config(model_name))
+    feature_extractor = load_feature_extractor(model_name)
     return clips, extract_features(clips, feature_extractor)[0], feature_extractor
 
 

@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import examples_path  # noqa: F401
-from audio_data import load_waveform, minimum_seconds, model_inputs
 from compare_adapters import config_of, load_feature_extractor
 from matplotlib.figure import Figure
 from plots.attention import before_and_after, plot_attention
@@ -29,6 +28,7 @@ from plots.tradeoff import Point, plot_tradeoff
 from plots.verification import plot_verification
 
 from peft_audio import AutoPeftModelForAudioClassification
+from peft_audio.data import load_waveform, minimum_seconds, model_inputs
 
 
 SUMMARY, RESULT = "summary.json", "result.json"

@@ -21,8 +21,6 @@ from pathlib import Path
 import examples_path  # noqa: F401
 import numpy as np
 import torch
-from audio_data import extract_features
-from clip_table import DataError, read_audiofolder
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
@@ -48,6 +46,8 @@ from transformers import (
     set_seed,
 )
 from transformers.audio_utils import mel_filter_bank, window_function
+
+from peft_audio.data import DataError, extract_features, read_audiofolder
 
 
 MAX_LENGTH = 512

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import examples_path  # noqa: F401
 import yaml
-from audio_data import BadAudioError
-from clip_table import DataError
 from data_sets import DATA_SETS
 from experiments.backbones import BACKBONES, BackboneError, published_size
 from experiments.parts import parts_of
 from experiments.recipe import Recipe, RecipeError, load_recipe, matching, recipe_names
 from experiments.report import RULES, summarize
 from experiments.runs import Setting, run
-from reporting import write_json
+from files import write_json
 from rich.console import Console
 from rich.table import Table
+
+from peft_audio.data import BadAudioError, DataError
 
 
 ERRORS = (BackboneError, BadAudioError, DataError, RecipeError)

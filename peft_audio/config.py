@@ -87,6 +87,12 @@ class EncoderAdapterConfig(PeftConfig):
         require(is_list and len(set(layers)) == len(layers), "layers_to_transform", rule, layers)
 
     @property
+    def labels(self) -> list[str]:
+        """The names of the labels that the adapter was trained on, in the order of its head's outputs; may be empty."""
+        labels = (self.base_settings or {}).get("id2label") or {}
+        return [labels[index] for index in sorted(labels, key=int)]
+
+    @property
     def target_modules(self) -> Optional[str]:
         # PEFT asks every configuration for its target modules. Here the backbone's table decides; only "no layer at
         # all" has to be said, or PEFT takes the lack of a match for a mistake.

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from clip_table import DataError
+
+from peft_audio.data import DataError
 
 
 RATE = 8000

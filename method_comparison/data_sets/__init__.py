@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clip_table import ClipTable, read_audiofolder
+from peft_audio.data import ClipTable, read_audiofolder
 
 from . import epic_sounds, esc50, fsd50k, gtzan, openmic2018, speech_commands, urbansound8k, voxceleb1
 from .voxceleb1 import Trial, read_trials

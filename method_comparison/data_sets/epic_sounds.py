@@ -6,7 +6,7 @@ The sound of a video is <video_id>.wav or .flac anywhere below audio/ or <partic
 import re
 from pathlib import Path
 
-from clip_table import Clip, ClipTable
+from peft_audio.data import Clip, ClipTable
 
 from .layout import DataFolder
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clip_table import Clip, ClipTable, fold_name
+from peft_audio.data import Clip, ClipTable, fold_name
 
 from .layout import DataFolder
 

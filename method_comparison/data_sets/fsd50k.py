@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clip_table import Clip, ClipTable
+from peft_audio.data import Clip, ClipTable
 
 from .layout import DataFolder
 

@@ -4,8 +4,9 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from clip_table import ClipTable
 from sklearn.model_selection import StratifiedKFold
+
+from peft_audio.data import ClipTable
 
 from .layout import DataFolder
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_table import AUDIO_SUFFIXES, Clip, ClipTable, DataError, read_rows
+from peft_audio.data import AUDIO_SUFFIXES, Clip, ClipTable, DataError, read_rows
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from clip_table import Clip, ClipTable
+
+from peft_audio.data import Clip, ClipTable
 
 from .layout import DataFolder
 

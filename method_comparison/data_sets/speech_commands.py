@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from clip_table import ClipTable
+from peft_audio.data import ClipTable
 
 from .layout import DataFolder
 

@@ -5,7 +5,7 @@ Its columns start and end are times in the recording on Freesound that a clip wa
 
 from pathlib import Path
 
-from clip_table import Clip, ClipTable, fold_name
+from peft_audio.data import Clip, ClipTable, fold_name
 
 from .layout import DataFolder
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_table import Clip, ClipTable
+from peft_audio.data import Clip, ClipTable
 
 from .layout import DataFolder
 

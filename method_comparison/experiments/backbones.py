@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from methods import apply_method
-from train_classification import load_model, parameter_counts
+from train_classification import apply_method
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
@@ -19,7 +18,15 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from peft_audio import ast_from_ssast, ast_from_vit, resize_ast, use_mean_token_pooling, use_statistics_pooling
+from peft_audio import (
+    ast_from_ssast,
+    ast_from_vit,
+    load_classifier,
+    resize_ast,
+    use_mean_token_pooling,
+    use_statistics_pooling,
+)
+from peft_audio.trainer import parameter_counts
 
 from .codes import use_speaker_codes
 from .recipe import Recipe
@@ -127,7 +134,7 @@ def feature_extractor_of(recipe: Recipe, name: str | None, statistics: tuple[flo
 
 def _pretrained(name: str, recipe: Recipe, labels: list[str], folder: Path) -> PreTrainedModel:
     options = {"use_weighted_layer_sum": True} if recipe.weighted_layer_sum else {}
-    model = load_model(name, labels, recipe.loss == "binary_cross_entropy", **options)
+    model = load_classifier(name, labels, multi_label=recipe.loss == "binary_cross_entropy", **options)
     if not hasattr(model.config, "patch_size"):
         return model
     stride = {} if recipe.stride is None else {"time_stride": recipe.stride, "frequency_stride": recipe.stride}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_audio.backbones.table import resolve
+from peft_audio import head_modules
 
 
 class SpeakerHead(nn.Module):
@@ -32,7 +32,7 @@ class SpeakerHead(nn.Module):
 
 def use_speaker_codes(model: PreTrainedModel, code_size: int = 128) -> PreTrainedModel:
     """Put a `SpeakerHead` in the place of the classifier's last module, in place. Call it before `get_peft_model`."""
-    *_, name = resolve(model).head
+    *_, name = head_modules(model)
     first = next(module for module in getattr(model, name).modules() if isinstance(module, nn.Linear))
     head = SpeakerHead(first.in_features, code_size, model.config.num_labels)
     setattr(model, name, head.to(device=first.weight.device, dtype=first.weight.dtype))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from audio_data import MEL_HOP_SECONDS, MEL_WINDOW_SECONDS
-from clip_table import Clip
 from training.augmentation import SpecAugment, fit_length, mix_waveforms, noise_and_roll, soft_target
+
+from peft_audio.data import MEL_HOP_SECONDS, MEL_WINDOW_SECONDS, Clip
 
 from .recipe import Recipe
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from clip_table import Clip, ClipTable, DataError, Splits, choose_splits
 from data_sets import DATA_SETS, Trial, read_trials
+
+from peft_audio.data import Clip, ClipTable, DataError, Splits, choose_splits
 
 from .recipe import Recipe
 from .verification import recordings_of

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from clip_table import Splits
 from data_sets import DATA_SETS
-from feature_cache import FeatureCache
-from methods import apply_method
-from reporting import write_csv, write_json
-from train_classification import AudioTrainingArguments, GradientCheck, first, parameter_counts, saved_bytes
+from files import write_csv, write_json
+from train_classification import AudioTrainingArguments, apply_method
 from training.aggregation import epoch_metrics
 from training.augmentation import MusanNoise
 from training.statistics import spectrogram_statistics
@@ -20,6 +17,8 @@ from training.weight_averaging import WeightAveraging
 from transformers import set_seed
 
 from peft_audio import last_complete_checkpoint
+from peft_audio.data import FeatureCache, Splits
+from peft_audio.trainer import logits_of, parameter_counts, saved_bytes
 
 from .backbones import BACKBONES, feature_extractor_of, load_backbone
 from .inputs import Preparation, TestSet, TrainingSet, needs_waveforms, targets_of
@@ -103,7 +102,7 @@ def train(recipe: Recipe, part: Part, seed: int, setting: Setting, folder: Path)
         train_dataset=TrainingSet(splits.train, store, labels, preparation),
         eval_dataset=tests,
         compute_metrics=metrics_of_trials(recipe, part.trials) if part.trials else metrics_of(recipe),
-        callbacks=[GradientCheck()] + ([WeightAveraging(*recipe.weight_average)] if recipe.weight_average else []),
+        callbacks=[WeightAveraging(*recipe.weight_average)] if recipe.weight_average else [],
     )
     seconds = trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder)).metrics["train_runtime"]
     log = trainer.state.log_history
@@ -117,7 +116,7 @@ def train(recipe: Recipe, part: Part, seed: int, setting: Setting, folder: Path)
     return {
         **result,
         **parameter_counts(model),
-        "adapter_bytes": saved_bytes(folder, recipe.method),
+        "adapter_bytes": saved_bytes(folder),
         "train_clips": len(splits.train),
         "test_clips": len(splits.test),
         "train_seconds": seconds,
@@ -126,7 +125,7 @@ def train(recipe: Recipe, part: Part, seed: int, setting: Setting, folder: Path)
 
 def write_predictions(path: Path, recipe: Recipe, test: TestSet, labels: list[str], trainer: RecipeTrainer) -> None:
     """Write a line for every test clip: its name, its labels, and the label with the highest score."""
-    logits = averaged(first(trainer.predict(test).predictions), recipe.test_segments)
+    logits = averaged(logits_of(trainer.predict(test).predictions), recipe.test_segments)
     rows = [
         {"clip": clip.name, "label": ";".join(clip.labels), "prediction": labels[best]}
         for clip, best in zip(test.clips, logits.argmax(axis=1), strict=True)

@@ -7,20 +7,19 @@ import numpy as np
 import torch
 from sklearn.metrics import accuracy_score
 from torch import nn
-from train_classification import first
-from training.checkpoints import CheckpointingTrainer
-from training.losses import classification_loss
 from training.optimizers import make_optimizer
 from training.schedules import epoch_steps
 
+from peft_audio.losses import classification_loss
 from peft_audio.metrics import mean_average_precision
+from peft_audio.trainer import AudioTrainer, logits_of
 
 from .codes import codes_of
 from .inputs import UNKNOWN
 from .recipe import Recipe
 
 
-class RecipeTrainer(CheckpointingTrainer):
+class RecipeTrainer(AudioTrainer):
     """A Trainer that trains and tests as a recipe says.
 
     Args:
@@ -62,7 +61,7 @@ def metrics_of(recipe: Recipe):
     """The function that gives the metrics of logits `(cuts, labels)`; those of one clip are averaged first."""
 
     def compute(prediction) -> dict[str, float]:
-        logits = averaged(first(prediction.predictions), recipe.test_segments)
+        logits = averaged(logits_of(prediction.predictions), recipe.test_segments)
         targets = prediction.label_ids[:: recipe.test_segments]
         if targets.ndim == 1:
             scores = {"accuracy": accuracy_score(targets, logits.argmax(axis=1))}

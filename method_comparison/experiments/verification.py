@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from clip_table import Clip
 from data_sets import Trial
 
+from peft_audio.data import Clip
 from peft_audio.metrics import equal_error_rate, min_dcf
 
 from .recipe import Recipe

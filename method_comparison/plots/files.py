@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_table import read_rows
+from files import write_picture
 from matplotlib.figure import Figure
-from reporting import write_picture
+
+from peft_audio.data import read_rows
 
 
 def check_picture(name: str) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import librosa
 import numpy as np
 import soundfile
-from clip_table import AUDIO_SUFFIXES
+
+from peft_audio.data import AUDIO_SUFFIXES
 
 
 def fit_length(

@@ -12,20 +12,21 @@ from typing import Any, Optional, Union
 
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
+from transformers import PreTrainedModel
 from yaml import YAMLError
 
 from ..config import EncoderAdapterConfig
 from ..utils.atomic_files import written_together
 from ..utils.validation import is_number, require
 from .base_settings import labels_of
+from .card_parts import PREPROCESSOR_NAME, classify_a_file, hub_id, input_text, is_multi_label
+from .stock_card import stock_card
 
 
 CARD_NAME = "README.md"
-PREPROCESSOR_NAME = "preprocessor_config.json"
 # The parts that are written anew lie between comments; what stands outside of them is the user's.
 ADAPTER, TRAINING = "adapter", "training"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -69,12 +70,7 @@ class CardFacts:
     @property
     def hub_base_model(self) -> Optional[str]:
         """The base model's id on the Hub; None for a local one, whose path is nobody else's business."""
-        name = self.config.base_model_name_or_path
-        try:
-            validate_repo_id(name or "/")
-        except HFValidationError:
-            return None
-        return None if os.path.exists(name) else name
+        return hub_id(self.config.base_model_name_or_path)
 
     @property
     def sampling_rate(self) -> Optional[int]:
@@ -91,24 +87,29 @@ class CardFacts:
 def write_card(
     folder: Union[str, os.PathLike],
     *,
+    model: Union[PeftModel, PreTrainedModel, None] = None,
     location: Optional[str] = None,
     training: str = "",
     results: Optional[Mapping[str, Score]] = None,
     metadata: Optional[Mapping[str, Any]] = None,
 ) -> None:
-    """Write the card of an adapter that was saved in `folder`.
+    """Write the card of an adapter, or of a whole audio classifier, that was saved in `folder`.
 
-    What a person wrote into an earlier card stays, tags included; so do training and results unless they are given.
+    An adapter of this package says all that its card needs, so `model` is not looked at. What a person wrote into an earlier card stays, tags included; so do training and results unless they are given.
 
     Args:
-        folder: the folder, with adapter_config.json and the weights.
+        folder: the folder, with the weights, and adapter_config.json if it is an adapter.
+        model: the trained model: needed for whole models and for adapters of PEFT's own types such as LoRA, whose files
+            do not say the labels and the input. They need a feature extractor in the folder, and get a new card.
         location: what the code in the card loads: None for the folder's name, else a path or an id on the Hub.
         training: Markdown on the data and the training.
         results: scores by the name of the metric, each a number or (mean, spread).
         metadata: fields of the card's metadata to set, such as `datasets` and `license`; `tags` are added.
 
     Raises:
-        FileNotFoundError: if the folder holds no adapter of this package.
+        FileNotFoundError: if the folder holds no adapter of this package and no `model` is given, or what was saved lacks
+            its weights or its feature extractor.
+        ValueError: if the model type is not supported.
     """
     require(isinstance(training, str), "training", "Markdown", training)
     is_table = results is None or isinstance(results, Mapping)
@@ -116,10 +117,15 @@ def write_card(
     require(are_scores, "results", "a dictionary of numbers or (mean, spread) by name", results)
     folder = Path(folder)
     facts = read_facts(folder, location or folder.resolve().name)
-    if facts is None:
+    metadata, text = dict(metadata or {}), training_text(training, results)
+    tags = metadata.pop("tags", ())
+    if facts is not None:
+        card = updated_card(load_card(folder), facts, text, tags)
+    elif model is not None:
+        card = stock_card(folder, model, location or folder.resolve().name, text)
+        card.data.tags = sorted({*card.data.tags, *tags})
+    else:
         raise FileNotFoundError(f"There is no adapter of peft_audio in {str(folder)!r}: save_pretrained comes first.")
-    metadata = dict(metadata or {})
-    card = updated_card(load_card(folder), facts, training_text(training, results), metadata.pop("tags", ()))
     for name, value in metadata.items():
         setattr(card.data, name, value)
     with written_together(folder) as staged:
@@ -226,7 +232,7 @@ An adapter for {base}: {config.summary} (`{type(config).__name__}`).
 {snippet(facts)}
 ```
 
-{_input_text(facts)}
+{input_text(facts.settings, facts.sampling_rate) if facts.is_audio_classifier else ""}
 ## Adapter
 
 {settings}- trained parameters, with the head: {facts.num_parameters:,}
@@ -238,22 +244,6 @@ An adapter for {base}: {config.summary} (`{type(config).__name__}`).
 {citations}
 ```
 """
-
-
-def _input_text(facts: CardFacts) -> str:
-    if not facts.is_audio_classifier:
-        return ""
-    rate = f" at {facts.sampling_rate} Hz" if facts.sampling_rate else ""
-    frames = facts.settings.get("max_length")
-    length = f", cut or padded to {frames} frames of 10 ms" if frames else ""
-    labels = labels_of(facts.settings)
-    several = ", several at a time" if _is_multi_label(facts) else ""
-    names = ", ".join(labels[index] for index in sorted(labels))
-    return f"- Input: mono audio{rate}{length}.\n- Labels ({len(labels)}{several}): {names}.\n"
-
-
-def _is_multi_label(facts: CardFacts) -> bool:
-    return facts.settings.get("problem_type") == "multi_label_classification"
 
 
 def method_settings(config: EncoderAdapterConfig) -> dict[str, Any]:
@@ -290,20 +280,4 @@ def snippet(facts: CardFacts) -> str:
         "model = peft_audio.AutoPeftModelForAudioClassification.from_pretrained(location)",
         *(["base_model = model.peft_config['default'].base_model_name_or_path"] if extractor == "base_model" else []),
     ]
-    return "\n".join([*lines, *classify_a_file(extractor + length, _is_multi_label(facts))])
-
-
-def classify_a_file(extractor: str, multi_label: bool) -> list[str]:
-    """Return the lines of code that classify a file with `model`; `extractor` are the feature extractor's arguments."""
-    lines = [
-        f"feature_extractor = AutoFeatureExtractor.from_pretrained({extractor})",
-        "",
-        'waveform, rate = librosa.load("clip.wav", sr=feature_extractor.sampling_rate)',
-        'inputs = feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")',
-        "with torch.no_grad():",
-        "    logits = model(**inputs).logits",
-    ]
-    if multi_label:
-        lines += ["for index, score in enumerate(logits[0].sigmoid().tolist()):"]
-        return [*lines, '    print(f"{score:.2f} {model.config.id2label[index]}")']
-    return [*lines, "print(model.config.id2label[logits.argmax(-1).item()])"]
+    return "\n".join([*lines, *classify_a_file(extractor + length, is_multi_label(facts.settings))])

@@ -22,10 +22,10 @@ from experiments.codes import codes_of, use_speaker_codes
 from experiments.recipe import load_recipe
 from experiments.verification import recordings_of, score_trials
 from layouts import LAYOUTS, write_audio
-from methods import apply_method
 from sklearn.metrics import roc_curve
 from sounds import save_model
 from tiny import make
+from train_classification import apply_method
 from transformers import set_seed
 
 from peft_audio.metrics import equal_error_rate

@@ -7,7 +7,6 @@ import pytest
 import soundfile
 import torch
 from adapters import save_adapter
-from audio_data import load_waveform
 from drawn import figure_of, image_of
 from peft import get_peft_model
 from plots.attention import attention_map, before_and_after, patches_at, plot_attention, upscaled
@@ -16,6 +15,7 @@ from tiny import METHODS, make_ast, make_inputs, make_wav2vec2, randomize
 from transformers import ASTConfig, ASTFeatureExtractor
 
 from peft_audio import AutoPeftModelForAudioClassification
+from peft_audio.data import load_waveform
 
 
 FRAMES = (20, 30)  # of the tiny AST: its patches over time have their middles at 8, 18, 28 and 38

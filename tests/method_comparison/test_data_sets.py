@@ -5,10 +5,10 @@ import layouts
 import numpy as np
 import pytest
 import soundfile
-from audio_data import load_waveform
-from clip_table import choose_splits
 from data_sets import DATA_SETS, Trial, epic_sounds, read_trials
 from layouts import FREQUENCIES, LAYOUTS, RATE, refused, tones
+
+from peft_audio.data import choose_splits, load_waveform
 
 
 VOXCELEB_SPLITS = ("train", "validation", "test")

@@ -5,7 +5,6 @@ import sys
 import esc10
 import esc10_plot
 import pytest
-from clip_table import DataError
 from esc10 import (
     Arguments,
     Run,
@@ -19,12 +18,13 @@ from esc10 import (
 )
 from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, SIZES, TITLES, expand, method_of, row_of, size_name, title_of
 from esc10_table import table_rows
-from methods import METHODS, apply_method
 from sounds import save_ast, write_tones
 from tiny import trainable
-from train_classification import load_model, parameter_counts
+from train_classification import METHODS, apply_method
 
-from peft_audio.backbones.table import resolve
+from peft_audio import head_modules, load_classifier
+from peft_audio.data import DataError
+from peft_audio.trainer import parameter_counts
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_comparison_of_sizes_selects_for_the_rows_alone(workspace, tmp_path, m
 def test_the_test_fold_takes_no_part_in_training_or_selection(workspace, monkeypatch):
     seen = []
 
-    def build_trainer(model, args, feature_extractor, train_set, judged_set, multi_label):
+    def build_trainer(model, args, feature_extractor, train_set, judged_set):
         seen.append((train_set, judged_set))
         raise InterruptedError
 
@@ -282,8 +282,8 @@ def test_groups_of_names_stand_for_all_their_names(monkeypatch):
 @pytest.fixture(scope="module")
 def shares():
     """Trainable parameters beside the head, as a share of the bundled backbone's, by name."""
-    base, found = load_model(str(esc10.BUNDLED_BACKBONE), list("abcdefghij")), {}
-    head = sum(p.numel() for part in resolve(base).head for p in base.get_submodule(part).parameters())
+    base, found = load_classifier(str(esc10.BUNDLED_BACKBONE), list("abcdefghij")), {}
+    head = sum(p.numel() for part in head_modules(base) for p in base.get_submodule(part).parameters())
     backbone = sum(p.numel() for p in base.parameters()) - head
     for name, options in OPTIONS.items():
         model = apply_method(copy.deepcopy(base), method_of(name), **options)

@@ -7,7 +7,7 @@ import run_recipe
 from data_sets import DATA_SETS
 from experiments.backbones import published_size
 from experiments.recipe import RecipeError, load_recipe, matching, recipe_names
-from methods import make_config
+from train_classification import make_config
 
 
 NAMES = recipe_names()

@@ -10,17 +10,16 @@ import threading
 import time
 from pathlib import Path
 
-import feature_cache
 import numpy as np
 import psutil
 import pytest
 import soundfile
 import torch
-from audio_data import extract_features, load_waveform
 from caches import Recorder, assert_same, entries, write_clips
-from feature_cache import FeatureCache
 from safetensors.numpy import load_file
 from sounds import tone
+
+from peft_audio.data import FeatureCache, extract_features, feature_cache, load_waveform
 
 
 def test_the_random_numbers_of_training_do_not_depend_on_the_cache(tmp_path):
@@ -33,7 +32,7 @@ def test_the_random_numbers_of_training_do_not_depend_on_the_cache(tmp_path):
 
 def test_the_number_of_workers_follows_cores_and_clips(monkeypatch):
     monkeypatch.setattr(feature_cache.joblib, "cpu_count", lambda: 4)
-    counts = [FeatureCache("cache").count_workers(clips) for clips in (0, 3, 15, 16, 24, 1000)]
+    counts = [FeatureCache("cache")._count_workers(clips) for clips in (0, 3, 15, 16, 24, 1000)]
     assert counts == [0, 0, 0, 2, 3, 4]
     assert [FeatureCache("cache", num_workers=wanted).count_workers(5) for wanted in (0, 1, 3, 9)] == [0, 1, 3, 5]
 
@@ -147,8 +146,7 @@ SCRIPT = """
 from pathlib import Path
 
 import torch
-from clip_table import Clip
-from feature_cache import FeatureCache
+from peft_audio.data import Clip, FeatureCache
 
 
 def peak():
@@ -193,7 +191,7 @@ def script(tmp_path_factory):
     folder = tmp_path_factory.mktemp("script")
     soundfile.write(folder / "long.wav", tone("low", 101), 16000)
     (folder / "script.py").write_text(SCRIPT)
-    paths = os.pathsep.join([str(Path(feature_cache.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(feature_cache.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, "script.py"],
         cwd=folder,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from clips import Clips
 from tiny import BACKBONES
-from training.checkpoints import CheckpointingTrainer
 from transformers import AutoModelForAudioClassification, TrainingArguments
 
 from peft_audio import last_complete_checkpoint
+from peft_audio.trainer import AudioTrainer
 
 
 def make_trainer(backbone, folder, **options):
@@ -24,7 +24,7 @@ def make_trainer(backbone, folder, **options):
         **options,
     )
     clips = Clips(backbone)
-    return CheckpointingTrainer(BACKBONES[backbone](), arguments, train_dataset=clips, eval_dataset=clips)
+    return AudioTrainer(BACKBONES[backbone](), arguments, train_dataset=clips, eval_dataset=clips)
 
 
 def weights_at(trainer):

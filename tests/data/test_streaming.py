@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from audio_data import BadAudioError
-from data_sets.streaming import StreamedClips
 from layouts import RATE, refused, tones
 from torch.utils.data import DataLoader
+
+from peft_audio.data import BadAudioError, StreamedClips
 
 
 NAMES = ("dog", "cat", "rooster")

@@ -1,24 +1,30 @@
 import collections
 import io
 
-import clip_table
 import datasets
 import numpy as np
 import pytest
 import soundfile
 import torch
-from audio_data import (
-    AudioCollator,
-    BadAudioError,
-    FeatureDataset,
-    extract_features,
-    load_waveform,
-    minimum_seconds,
-)
-from clip_table import Clip, ClipTable, DataError, choose_splits, read_audiofolder, read_hub_dataset
 from sounds import EXTRACTORS, LABELS, tone, write_tones
 from tiny import make, make_ast, make_wav2vec2, shared_path
 from transformers import ASTFeatureExtractor, Wav2Vec2Config, Wav2Vec2FeatureExtractor
+
+from peft_audio.data import (
+    AudioCollator,
+    BadAudioError,
+    Clip,
+    ClipTable,
+    DataError,
+    FeatureDataset,
+    Splits,
+    choose_splits,
+    extract_features,
+    load_waveform,
+    minimum_seconds,
+    read_audiofolder,
+    read_hub_dataset,
+)
 
 
 def write_wav(path, wave, rate=16000):
@@ -144,7 +150,7 @@ def test_hub_data_set_is_listed_undecoded(monkeypatch, multi_label):
     assert [clip.fold for clip in table.clips] == ["1", "2"]
     assert table.multi_label == multi_label
     assert load_waveform(table.clips[0].source, 16000).shape == (3200,)
-    with pytest.raises(DataError, match="--label_column_name 'label' is no column"):
+    with pytest.raises(DataError, match="label_column 'label' is no column"):
         read_hub_dataset("some/data", None, "sound")
 
 
@@ -184,7 +190,7 @@ def test_validation_tests_where_there_is_no_test():
 @pytest.mark.parametrize(
     ("clips", "arguments", "expected"),
     [
-        (clips_of("x", "y"), {"fold": "1"}, "data: --fold 1 needs a column 'fold'"),
+        (clips_of("x", "y"), {"fold": "1"}, "data: fold 1 needs a column 'fold'"),
         (clips_of("x", "y", fold="1") + clips_of("x", fold="2"), {"fold": "9"}, "the folds are 1, 2"),
         (
             clips_of("x", "y", fold="1") + clips_of("z", fold="2"),
@@ -196,7 +202,7 @@ def test_validation_tests_where_there_is_no_test():
         (clips_of("x", "y", split="train") + clips_of("x", split="tets"), {}, "the split of '0' is 'tets'"),
         (clips_of("x", "y", split="test"), {}, "no training clips"),
         (clips_of("x", "x", "y"), {}, "'y' has a single clip"),
-        (clips_of("x", "x", "y", "y"), {"test_fraction": 1.5}, "--test_fraction must lie between 0 and 1, got 1.5"),
+        (clips_of("x", "x", "y", "y"), {"test_fraction": 1.5}, "test_fraction must lie between 0 and 1, got 1.5"),
     ],
 )
 def test_impossible_splits_are_refused(clips, arguments, expected):
@@ -207,7 +213,7 @@ def test_impossible_splits_are_refused(clips, arguments, expected):
 
 def test_a_random_split_of_data_with_folds_is_announced(caplog):
     choose_splits(ClipTable(clips_of(*"xxyy", fold="1"), "data"))
-    assert "--fold N" in caplog.text
+    assert "fold=N" in caplog.text
 
 
 # Decoding
@@ -255,7 +261,7 @@ def test_all_bad_files_are_listed_with_their_reasons(tmp_path, caplog):
     with pytest.raises(BadAudioError) as error:
         extract_features(clips, extractor, min_seconds=0.175)
     assert str(error.value).startswith("8 of 9 audio files cannot be used:")
-    assert "--skip_bad_files" in str(error.value)
+    assert "set skip_bad_files" in str(error.value)
     assert list(error.value.bad_files) == list(reasons)
     for name, reason in reasons.items():
         assert reason in error.value.bad_files[name]
@@ -268,7 +274,7 @@ def test_all_bad_files_are_listed_with_their_reasons(tmp_path, caplog):
 
 
 def test_leaving_clips_out_may_leave_too_little():
-    splits = clip_table.Splits(clips_of("x", "y"), [Clip("t", b"", ("x",))])
+    splits = Splits(clips_of("x", "y"), [Clip("t", b"", ("x",))])
     assert names(splits.without([]).train) == ["0", "1"]
     with pytest.raises(DataError, match="no test clips"):
         splits.without(["t"])

@@ -1,15 +1,21 @@
-"""Training on a data set of the Hub while it is being fetched: nothing is stored, clips are decoded as they come."""
+"""Clips of a data set on the Hub while it is being fetched: nothing is stored, clips are decoded as they come."""
+
+from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Optional, Union
 
 import datasets
 import fsspec
 import numpy as np
 import torch
-from audio_data import BadAudioError, load_waveform
-from clip_table import DataError, quoted
+
+from .clips import DataError, quoted
+from .decoding import BadAudioError, load_waveform
+from .features import model_inputs
+from .hub import check_columns
 
 
 logger = logging.getLogger(__name__)
@@ -17,30 +23,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class UndecodedAudio(datasets.Audio):
-    """An audio column left as it is stored: {"bytes": ..., "path": ...}, one of them possibly None.
+    """An audio column as it is stored: {"bytes": ..., "path": ...}, one of them possibly None.
 
     A stream of audio files would need torchcodec under `datasets.Audio(decode=False)` too.
     """
 
     decode: bool = False
 
-    def encode_example(self, value):
+    def encode_example(self, value: Any) -> Any:
+        """Return the path or bytes as they are."""
         return {"bytes": None, "path": value} if isinstance(value, str) else value
 
 
 class StreamedClips(torch.utils.data.IterableDataset):
     """The clips of one split of a data set, one after the other.
 
-    Items are {"waveform": float32 of shape (samples,), mono, full scale +-1; "labels": the index in `labels`, or for
-    a column of lists a 0/1 vector, float32 of shape (labels,)}. Workers of a `DataLoader` share the files of the data
-    set between them. The length is not known, so the Trainer needs `max_steps`.
+    Items are {"waveform": `(samples,)`, float32, mono, full scale +-1; "labels": the index in `labels`, or for a column
+    of lists a 0/1 vector `(labels,)`, float32}. Workers of a `DataLoader` share the files of the data set between them.
+    The length is not known, so the Trainer needs `max_steps`.
 
     Args:
         name: a data set on the Hub, a local folder, or a format of `datasets.load_dataset` such as "parquet".
         split: the split to read.
-        sampling_rate: Hz, of the waveforms.
-        audio_column, label_column: the columns to read.
-        labels: the labels in order; None: those the data set declares.
+        sampling_rate: of the waveforms, in Hz.
+        audio_column: the column with the audio.
+        label_column: the column with the labels.
+        labels: the labels in order; None: those that the data set declares.
         min_seconds: shorter clips cannot be used.
         skip_bad_files: leave out clips that cannot be used, instead of raising `BadAudioError` at the first.
         shuffle_buffer: draw each clip from as many that are kept waiting, undecoded; 0: the order of the data set.
@@ -61,18 +69,15 @@ class StreamedClips(torch.utils.data.IterableDataset):
         *,
         audio_column: str = "audio",
         label_column: str = "label",
-        labels: list[str] | None = None,
+        labels: Optional[Sequence[str]] = None,
         min_seconds: float = 0.0,
         skip_bad_files: bool = False,
         shuffle_buffer: int = 0,
         seed: int = 0,
-        **load_options,
-    ):
+        **load_options: Any,
+    ) -> None:
         rows = datasets.load_dataset(name, split=split, streaming=True, **load_options)
-        columns = rows.column_names or []
-        for option, column in (("audio_column", audio_column), ("label_column", label_column)):
-            if column not in columns:
-                raise DataError(f"{name}: {option} {column!r} is no column of it, its columns are {quoted(columns)}.")
+        check_columns(name, rows.column_names or [], audio_column=audio_column, label_column=label_column)
         rows = rows.cast_column(audio_column, UndecodedAudio()).select_columns([audio_column, label_column])
         self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
         self.name, self.split, self.sampling_rate = name, split, sampling_rate
@@ -80,8 +85,7 @@ class StreamedClips(torch.utils.data.IterableDataset):
         self.min_seconds, self.skip_bad_files = min_seconds, skip_bad_files
         feature = rows.features[label_column]
         self.multi_label = hasattr(feature, "feature")
-        feature = getattr(feature, "feature", feature)
-        self.declared = getattr(feature, "names", None)
+        self.declared = getattr(getattr(feature, "feature", feature), "names", None)
         self.labels = list(labels or self.declared or [])
         self.positions = {label: index for index, label in enumerate(self.labels)}
         if not self.labels:
@@ -91,10 +95,10 @@ class StreamedClips(torch.utils.data.IterableDataset):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order for another epoch; the Trainer calls it."""
+        """Shuffle in another order in another epoch; the Trainer calls it."""
         self.rows.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for index, row in enumerate(self.rows):
             audio = row[self.audio_column]
             source = audio["bytes"]
@@ -109,11 +113,11 @@ class StreamedClips(torch.utils.data.IterableDataset):
                     raise BadAudioError({name: str(error)}, index + 1) from None
                 logger.warning("Left out %s: %s", name, error)
                 continue
-            yield {"waveform": waveform, "labels": self.target(row[self.label_column], index)}
+            yield {"waveform": waveform, "labels": self._target(row[self.label_column], index)}
 
-    def target(self, value, index: int) -> int | np.ndarray:
+    def _target(self, value: Any, index: int) -> Union[int, np.ndarray]:
         values = value if isinstance(value, list) else [value]
-        positions = [self.position(label) for label in values]
+        positions = [self._position(label) for label in values]
         if None in positions:
             raise DataError(
                 f"{self.name}: row {index} of split {self.split!r} has {value!r} in column {self.label_column!r}, "
@@ -125,8 +129,33 @@ class StreamedClips(torch.utils.data.IterableDataset):
         target[positions] = 1
         return target
 
-    def position(self, label: str | int | None) -> int | None:
-        """The index in `labels` of a stored label: a text, or an index in the labels the data set declares."""
+    def _position(self, label: Union[str, int, None]) -> Optional[int]:
+        """Return the index in `labels` of a stored label: a text, or an index in the labels the data set declares."""
         if self.declared is not None and isinstance(label, int):
             label = self.declared[label] if label >= 0 else None
         return self.positions.get(label)
+
+
+class StreamedInputs(torch.utils.data.IterableDataset):
+    """The clips of a stream as the model's inputs.
+
+    Items are what `model_inputs` returns, and "labels" as in `StreamedClips`.
+
+    Args:
+        clips: the stream.
+        feature_extractor: see `model_inputs`.
+        max_seconds: longer clips are cut to this length.
+    """
+
+    def __init__(self, clips: StreamedClips, feature_extractor: Any, max_seconds: Optional[float] = None) -> None:
+        self.clips, self.feature_extractor = clips, feature_extractor
+        self.num_samples = None if max_seconds is None else round(max_seconds * feature_extractor.sampling_rate)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle in another order in another epoch; the Trainer calls it."""
+        self.clips.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for clip in self.clips:
+            inputs = model_inputs(clip["waveform"][: self.num_samples], self.feature_extractor)
+            yield {**inputs, "labels": clip["labels"]}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training.losses import classification_loss
 from transformers import Trainer, TrainingArguments
+
+from peft_audio.trainer import classification_loss
 
 
 NAN = float("nan")

@@ -4,8 +4,9 @@ import time
 
 import numpy as np
 import soundfile
-from clip_table import Clip
 from sounds import tone
+
+from peft_audio.data import Clip
 
 
 class Recorder:

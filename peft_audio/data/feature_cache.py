@@ -8,9 +8,11 @@ The folder has a subfolder for each set of settings, named after their SHA-256, 
 are. In it is one safetensors file a clip, in 256 subfolders, named after the SHA-256 of the audio file's bytes and of
 the part of it that the clip is. So a renamed file is found again, and a changed file or setting makes a new entry.
 
-No entry is ever deleted: which ones other runs are using, no run can know. Subfolders of settings that are no longer
-used can be removed by hand.
+No entry is ever deleted, because other runs may be using it. Subfolders of settings that are no longer used can be
+removed by hand.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -21,20 +23,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Union
 
 import joblib
 import librosa
 import numpy as np
 import torch
-from audio_data import load_clip, model_inputs, report_bad_files
-from clip_table import Clip
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
+from .clips import Clip
+from .decoding import load_clip, report_bad_files
+from .features import model_inputs
 
-FORMAT = 1  # of the entries; a change to how audio_data decodes makes a new one too
+
+FORMAT = 1  # of the entries; raised as well when clips are decoded in another way
 # The features may change with the versions of these.
 PACKAGES = ("librosa", "soundfile", "soxr", "torchaudio", "transformers")
 CLIPS_PER_WORKER = 8  # for fewer, a worker takes longer to start than it saves
@@ -42,22 +46,27 @@ STALE_SECONDS = 3600  # no entry takes that long to write: what is older was lef
 
 
 class Features(Mapping):
-    """Features by clip name: a dictionary of arrays each, as `extract_features` returns, read from disk every time.
+    """Features by clip name, as `extract_features` returns them, read from disk every time.
 
-    `skipped` are the reasons by name of the clips left out. Kept in memory are the names, and some 200 bytes for each.
+    Only the names and some 200 bytes for each of them are in memory.
+
+    Args:
+        folder: of the entries.
+        keys: the keys of the entries by clip name.
+        skipped: the reasons by name of the clips left out.
 
     Raises:
         KeyError: there is no clip of this name.
         OSError: its entry has been damaged or removed since `FeatureCache.compute`.
     """
 
-    def __init__(self, folder: Path, keys: dict[str, str], skipped: dict[str, str]):
+    def __init__(self, folder: Path, keys: dict[str, str], skipped: dict[str, str]) -> None:
         self.folder = folder
         self.keys_by_name = keys
         self.skipped = skipped
 
     def path(self, name: str) -> Path:
-        """The file of this clip's features."""
+        """Return the file with this clip's features."""
         return entry_path(self.folder, self.keys_by_name[name])
 
     def __getitem__(self, name: str) -> dict[str, np.ndarray]:
@@ -81,14 +90,14 @@ class Features(Mapping):
 
 
 class FeatureCache:
-    """Computes features, and keeps them in a folder that any number of runs may use at the same time.
+    """Computes features in parallel, and keeps them in a folder that any number of runs may use at the same time.
 
     Args:
-        folder: is made if it is missing.
-        feature_extractor: one of transformers, or anything with its `sampling_rate`, `to_dict` and call. Its class,
-            `to_dict` and the versions of the packages tell its features apart from those of others, so give a class of
-            your own a number in `to_dict` that changes with its code. None: waveforms, float32 of shape (samples,),
-            under the name "waveform".
+        folder: made if it is missing.
+        feature_extractor: one of transformers, or anything with its `sampling_rate`, `to_dict` and call. Its class, its
+            `to_dict()` and the versions of the packages tell its features apart from those of others, so give a class
+            of your own a number in `to_dict()` that changes with its code. None: waveforms `(samples,)`, float32, under
+            the name "waveform".
         sampling_rate: of these waveforms in Hz (16000 by default); the feature extractor's own if there is one.
         max_seconds: longer clips are cut to this length.
         min_seconds: clips below this length are bad.
@@ -101,14 +110,14 @@ class FeatureCache:
 
     def __init__(
         self,
-        folder: str | Path,
-        feature_extractor=None,
+        folder: Union[str, Path],
+        feature_extractor: Any = None,
         *,
-        sampling_rate: int | None = None,
-        max_seconds: float | None = None,
+        sampling_rate: Optional[int] = None,
+        max_seconds: Optional[float] = None,
         min_seconds: float = 0.0,
-        num_workers: int | None = None,
-    ):
+        num_workers: Optional[int] = None,
+    ) -> None:
         own_rate = getattr(feature_extractor, "sampling_rate", None)
         if sampling_rate is not None and own_rate not in (None, sampling_rate):
             raise ValueError(
@@ -126,12 +135,16 @@ class FeatureCache:
         self.num_workers = num_workers
 
     def compute(self, clips: list[Clip], skip_bad_files: bool = False) -> Features:
-        """The features of these clips. What the folder does not hold, or holds damaged, is computed and added to it.
+        """Return the features of these clips; those that are missing in the folder, or damaged, are computed.
+
+        Args:
+            clips: the clips.
+            skip_bad_files: leave files out that cannot be used, with a warning that lists them.
 
         Raises:
             BadAudioError: some files cannot be used, and `skip_bad_files` is False. Lists all of them; the features of
                 the others are in the folder.
-            OSError: the folder cannot be written to, e.g. because the disk is full. What it has got stays of use.
+            OSError: the folder cannot be written to, e.g. because the disk is full. What it holds can still be used.
             RuntimeError: the feature extractor failed. Names the clip.
         """
         settings = self.settings()
@@ -140,13 +153,13 @@ class FeatureCache:
         keys = {clip.name: entry_key(clip, files[clip.source]) for clip in clips}
         jobs = {keys[clip.name]: Job(clip, folder, keys[clip.name], files[clip.source].state) for clip in clips}
         missing = [job for job in jobs.values() if not is_complete(job.path)]
-        reasons = self.fill(folder, settings, missing) if missing else {}
+        reasons = self._fill(folder, settings, missing) if missing else {}
         skipped = {clip.name: reasons[keys[clip.name]] for clip in clips if keys[clip.name] in reasons}
         report_bad_files(skipped, len(clips), skip_bad_files)
         return Features(folder, {name: key for name, key in keys.items() if name not in skipped}, skipped)
 
     def settings(self) -> str:
-        """All that the features depend on besides the audio, as JSON."""
+        """Return all that the features depend on besides the audio, as JSON."""
         extractor = self.feature_extractor
         settings = {
             "format": FORMAT,
@@ -160,12 +173,12 @@ class FeatureCache:
         }
         return json.dumps(settings, indent=2, sort_keys=True, default=as_list)
 
-    def fill(self, folder: Path, settings: str, jobs: list["Job"]) -> dict[str, str]:
-        """Computes and writes the entries of `jobs`. Returns why some could not be made, by key."""
+    def _fill(self, folder: Path, settings: str, jobs: list[Job]) -> dict[str, str]:
+        """Compute and write the entries of `jobs`. Returns why some could not be made, by key."""
         try:
             prepare(folder, settings)
         except OSError as error:
-            raise self.cannot_write(error) from error
+            raise self._cannot_write(error) from error
         # librosa imports and compiles at its first use: once here, or in every worker.
         librosa.resample(np.zeros(2, np.float32), orig_sr=1, target_sr=1)
         # Processes and not threads: extractors of spectrograms hold the interpreter's lock nearly all the time.
@@ -173,7 +186,7 @@ class FeatureCache:
             Computation(self, jobs),
             batch_size=None,
             collate_fn=tuple,
-            num_workers=self.count_workers(len(jobs)),
+            num_workers=self._count_workers(len(jobs)),
             in_order=False,
             generator=torch.Generator(),  # else the loader draws from the one that training draws from
         )
@@ -187,16 +200,16 @@ class FeatureCache:
                 reasons[key] = outcome
         del outcomes  # which ends the workers
         if failure is not None:
-            raise self.cannot_write(failure) if isinstance(failure, OSError) else failure
+            raise self._cannot_write(failure) if isinstance(failure, OSError) else failure
         return reasons
 
-    def cannot_write(self, error: OSError) -> OSError:
+    def _cannot_write(self, error: OSError) -> OSError:
         advice = (
             "The features that are complete stay, and the next run adds the others. Free space or name another folder"
         )
         return OSError(error.errno, f"Cannot write features: {error.strerror or error}. {advice}", str(self.folder))
 
-    def count_workers(self, jobs: int) -> int:
+    def _count_workers(self, jobs: int) -> int:
         if self.num_workers is not None:
             return min(self.num_workers, jobs)
         workers = min(joblib.cpu_count(), jobs // CLIPS_PER_WORKER)
@@ -208,17 +221,17 @@ class HashedFile:
     """SHA-256 of a file's bytes, and its size and time of change then; bytes in memory have no such state."""
 
     digest: str
-    state: tuple[int, int] | None
+    state: Optional[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """An entry to be made: that of `clip`, whose file had this `state` when it was hashed."""
+    """An entry to be made: that of `clip`, whose file had this `state` when it was hashed; `key` is its name."""
 
     clip: Clip
     folder: Path
     key: str
-    state: tuple[int, int] | None
+    state: Optional[tuple[int, int]]
 
     @property
     def path(self) -> Path:
@@ -227,7 +240,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Computation(torch.utils.data.Dataset):
-    """Makes the entry of a job when the job is asked for, in whichever process that is.
+    """Makes the entry of a job when the item is read, in whichever process that is.
 
     An item is the job's key, and None or what went wrong: text if the audio is bad, `OSError` if the disk failed,
     `RuntimeError` if the feature extractor did. Errors are returned, because to raise them would leave the workers
@@ -240,7 +253,7 @@ class Computation(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def __getitem__(self, index: int) -> tuple[str, str | Exception | None]:
+    def __getitem__(self, index: int) -> tuple[str, Union[str, Exception, None]]:
         job, cache = self.jobs[index], self.cache
         if is_complete(job.path):  # another run was faster
             return job.key, None
@@ -252,7 +265,7 @@ class Computation(torch.utils.data.Dataset):
             return job.key, str(error)
         try:
             content = encode(waveform, cache.feature_extractor)
-        except Exception:  # whatever it is, it is told with the clip's name
+        except Exception:  # whatever it is, the error names the clip
             return job.key, RuntimeError(f"{job.clip.name}: no features could be made.\n{traceback.format_exc()}")
         try:
             job.path.parent.mkdir(exist_ok=True)
@@ -262,8 +275,8 @@ class Computation(torch.utils.data.Dataset):
         return job.key, None
 
 
-def hash_files(sources: Iterable[Path | bytes]) -> dict[Path | bytes, HashedFile]:
-    """Each source, hashed once. What cannot be read gets a hash that no entry has: decoding it will say why."""
+def hash_files(sources: Iterable[Union[Path, bytes]]) -> dict[Union[Path, bytes], HashedFile]:
+    """Return the hashes of the sources. What cannot be read gets a hash that no entry has: decoding it says why."""
     hashed = {}
     for source in tqdm(dict.fromkeys(sources), desc="Hashing audio files", unit="file", leave=False):
         try:
@@ -274,8 +287,8 @@ def hash_files(sources: Iterable[Path | bytes]) -> dict[Path | bytes, HashedFile
     return hashed
 
 
-def sha256(source: Path | bytes) -> str:
-    """SHA-256 of bytes, or of those of a file, as hexadecimal digits."""
+def sha256(source: Union[Path, bytes]) -> str:
+    """Return the SHA-256 of bytes, or of a file's bytes, as hexadecimal digits."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     digest = hashlib.sha256()
@@ -285,7 +298,7 @@ def sha256(source: Path | bytes) -> str:
     return digest.hexdigest()
 
 
-def file_state(source: Path | bytes) -> tuple[int, int] | None:
+def file_state(source: Union[Path, bytes]) -> Optional[tuple[int, int]]:
     if isinstance(source, bytes):
         return None
     status = source.stat()
@@ -293,7 +306,7 @@ def file_state(source: Path | bytes) -> tuple[int, int] | None:
 
 
 def entry_key(clip: Clip, file: HashedFile) -> str:
-    """The name of the clip's entry; the same for clips with the same audio."""
+    """Return the name of the clip's entry; clips with the same audio have the same."""
     stop = None if clip.stop is None else float(clip.stop)
     return sha256(f"{file.digest} {float(clip.start)} {stop}".encode())
 
@@ -303,12 +316,12 @@ def entry_path(folder: Path, key: str) -> Path:
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where entries are until they are complete: not far, because only within a file system is moving atomic."""
+    """Return the folder of incomplete entries; on the same file system, because moving is atomic only there."""
     return folder / "partial"
 
 
 def prepare(folder: Path, settings: str) -> None:
-    """Makes the folder for entries with these settings, and removes what runs that were killed have left in it."""
+    """Make the folder for entries with these settings, and remove what killed runs have left in it."""
     partial_folder(folder).mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "settings.json", settings.encode() + b"\n", partial_folder(folder))
     for path in partial_folder(folder).iterdir():
@@ -319,15 +332,15 @@ def prepare(folder: Path, settings: str) -> None:
             pass
 
 
-def encode(waveform: np.ndarray, feature_extractor) -> bytes:
-    """The content of an entry."""
+def encode(waveform: np.ndarray, feature_extractor: Any) -> bytes:
+    """Return the content of an entry."""
     features = {"waveform": waveform} if feature_extractor is None else model_inputs(waveform, feature_extractor)
-    # Arrays must be contiguous: safetensors writes the memory of others as if they were.
+    # safetensors writes the memory of arrays that are not contiguous as if they were.
     return save({name: np.asarray(value, order="C") for name, value in features.items()})
 
 
 def write_atomically(path: Path, content: bytes, partial: Path) -> None:
-    """Writes a file in the folder `partial` and moves it to `path`, so that there is all of it or nothing."""
+    """Write a file in the folder `partial` and move it to `path`, so that `path` never holds a part of it."""
     temporary = partial / uuid.uuid4().hex
     try:
         temporary.write_bytes(content)
@@ -337,7 +350,7 @@ def write_atomically(path: Path, content: bytes, partial: Path) -> None:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is an entry whose header can be read and fits the length of the file."""
+    """Return whether there is an entry whose header can be read and fits the length of the file."""
     try:
         with safe_open(path, framework="np"):
             return True
@@ -345,7 +358,7 @@ def is_complete(path: Path) -> bool:
         return False
 
 
-def version(package: str) -> str | None:
+def version(package: str) -> Optional[str]:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -353,7 +366,7 @@ def version(package: str) -> str | None:
 
 
 def as_list(value: Any) -> Any:
-    """An array among the settings of a feature extractor, for JSON."""
+    """Turn an array among the settings of a feature extractor into a list, for JSON."""
     if not hasattr(value, "tolist"):
         raise TypeError(
             f"The feature extractor's to_dict() has a value of type {type(value).__name__}, which has no JSON, so its "

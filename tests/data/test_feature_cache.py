@@ -6,19 +6,16 @@ import struct
 import time
 import tracemalloc
 
-import audio_data
-import feature_cache
 import numpy as np
 import psutil
 import pytest
 import soundfile
-from audio_data import BadAudioError, extract_features, load_waveform
 from caches import OtherRecorder, Recorder, assert_same, entries, write_clips
-from clip_table import Clip
-from feature_cache import FeatureCache
 from safetensors.numpy import load_file
 from sounds import EXTRACTORS, tone
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor
+
+from peft_audio.data import BadAudioError, Clip, FeatureCache, decoding, extract_features, feature_cache, load_waveform
 
 
 # What comes out
@@ -256,7 +253,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_stored(tmp_path, monkeypatc
     [clip] = write_clips(tmp_path, 1)
 
     def load_and_change(*arguments):
-        waveform = audio_data.load_clip(*arguments)
+        waveform = decoding.load_clip(*arguments)
         soundfile.write(clip.source, tone("high", 0.2), 16000)
         return waveform
 
