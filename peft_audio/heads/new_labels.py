@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch import nn
@@ -14,7 +15,12 @@ from ..backbones.table import resolve
 
 
 def load_classifier(
-    name: str, labels: Sequence[str], *, multi_label: bool = False, max_length: Optional[int] = None, **kwargs: Any
+    name: Union[str, os.PathLike],
+    labels: Sequence[str],
+    *,
+    multi_label: bool = False,
+    max_length: Optional[int] = None,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Load a pretrained model as a classifier for these labels, with a new output layer.
 
