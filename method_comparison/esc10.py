@@ -277,19 +277,7 @@ def train(model_name: str, data_dir: str, settings: Settings, run: Run) -> dict:
     head = sum(p.numel() for name in head_modules(model) for p in model.get_submodule(name).parameters())
     model = apply_method(model, method_of(run.method), **settings.options[run.method])
     with tempfile.TemporaryDirectory() as folder:
-        args = AudioTrainingArguments(
-            output_dir=folder,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=run.learning_rate,
-            seed=run.seed,
-            eval_strategy="no",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            label_names=["labels"],
-            remove_unused_columns=False,
-        )
+        args = training_arguments(folder, settings, run)
         datasets = [FeatureDataset(part, features, labels) for part in (train_set, judged_set)]
         trainer = build_trainer(model, args, feature_extractor, *datasets)
         trainer.remove_callback(PrinterCallback)
@@ -314,6 +302,22 @@ def build_trainer(model, args, feature_extractor, train_set, judged_set) -> Audi
         data_collator=AudioCollator(feature_extractor),
         processing_class=feature_extractor,
         compute_metrics=single_label_metrics,
+    )
+
+
+def training_arguments(folder: str, settings: Settings, run: Run) -> AudioTrainingArguments:
+    return AudioTrainingArguments(
+        output_dir=folder,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        label_names=["labels"],
+        remove_unused_columns=False,
     )
 
 

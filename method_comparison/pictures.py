@@ -52,16 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     epochs.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="folders with finished runs in them")
     epochs.set_defaults(draw=draw_epochs)
 
-    attention = kinds.add_parser("attention", help="what an AST attends to, before and after adaptation")
-    attention.add_argument("adapter", help="folder of the adapter, or its name on the Hub")
-    attention.add_argument("clip", type=Path, help="audio file")
-    attention.add_argument("--layer", type=int, default=-1, help="encoder layer, negative from the end")
-    attention.add_argument(
-        "--frames", type=int, nargs=2, default=(320, 336), help="first frame (10 ms each), and the one after the last"
-    )
-    attention.add_argument("--head", type=int, help="attention head; the mean over all if left out")
-    attention.add_argument("--frequency_patch", type=int, help="from the lowest; the mean over all if left out")
-    attention.set_defaults(draw=draw_attention)
+    add_attention(kinds)
 
     confusion = kinds.add_parser("confusion", help="confusion matrix, by class")
     confusion.add_argument("predictions", type=Path, help="CSV file with the columns label and prediction")
@@ -77,6 +68,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for kind in kinds.choices.values():
         kind.add_argument("--output", type=Path, required=True, help="the picture; its ending says which format")
     return parser.parse_args(arguments)
+
+
+def add_attention(kinds) -> None:
+    """Add the arguments of `attention` to the subparsers."""
+    attention = kinds.add_parser("attention", help="what an AST attends to, before and after adaptation")
+    attention.add_argument("adapter", help="folder of the adapter, or its name on the Hub")
+    attention.add_argument("clip", type=Path, help="audio file")
+    attention.add_argument("--layer", type=int, default=-1, help="encoder layer, negative from the end")
+    attention.add_argument(
+        "--frames", type=int, nargs=2, default=(320, 336), help="first frame (10 ms each), and the one after the last"
+    )
+    attention.add_argument("--head", type=int, help="attention head; the mean over all if left out")
+    attention.add_argument("--frequency_patch", type=int, help="from the lowest; the mean over all if left out")
+    attention.set_defaults(draw=draw_attention)
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -21,20 +21,21 @@ from pathlib import Path
 import examples_path  # noqa: F401
 import numpy as np
 import torch
+from pretraining.clips import (
+    LABELS,
+    MAX_LENGTH,
+    NUM_MEL_BINS,
+    Clips,
+    generate_clips,
+    held_out_sound,
+    pretraining_sound,
+)
+from pretraining.textures import texture_targets
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from synthetic_sounds import (
-    HELD_OUT_PATTERNS,
-    HELD_OUT_SOURCES,
-    PATTERNS,
-    SAMPLING_RATE,
-    SOURCES,
-    compatible_patterns,
-    generate,
-    generate_any,
-)
+from synthetic_sounds import PATTERNS, SOURCES
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import (
@@ -45,15 +46,8 @@ from transformers import (
     get_cosine_schedule_with_warmup,
     set_seed,
 )
-from transformers.audio_utils import mel_filter_bank, window_function
 
 from peft_audio.data import DataError, extract_features, read_audiofolder
-
-
-MAX_LENGTH = 512
-NUM_MEL_BINS = 64
-LOG_FLOOR = float(np.log(1.192092955078125e-07))  # what the feature extractor gives for digital silence
-LABELS = tuple(SOURCES) + tuple(f"pattern: {name}" for name in PATTERNS)
 
 
 @dataclass
@@ -91,84 +85,7 @@ class Arguments:
             raise ValueError(f"`kept_columns` must lie in [1, {MAX_LENGTH // 16}], got {self.kept_columns}.")
 
 
-# --- features -------------------------------------------------------------------------------------------------------
-
-
-class LogMel:
-    """The log-mel features of `ASTFeatureExtractor` without its normalisation, several times as fast."""
-
-    def __init__(self, num_mel_bins: int = NUM_MEL_BINS, max_length: int = MAX_LENGTH):
-        self.max_length = max_length
-        self.window = window_function(400, "hann", periodic=False)
-        self.filters = mel_filter_bank(
-            num_frequency_bins=257,
-            num_mel_filters=num_mel_bins,
-            min_frequency=20,
-            max_frequency=SAMPLING_RATE // 2,
-            sampling_rate=SAMPLING_RATE,
-            mel_scale="kaldi",
-            triangularize_in_mel_space=True,
-        )
-
-    def __call__(self, waveform: np.ndarray) -> tuple[np.ndarray, int]:
-        """Features (max_length, num_mel_bins), float32, zero where the clip has ended, and the number of frames it
-        lasts, for a waveform (num_samples,) at 16 kHz."""
-        frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), 400)[::160]
-        frames = frames[: self.max_length]
-        frames = frames - frames.mean(axis=1, keepdims=True)
-        emphasized = frames - 0.97 * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-        power = np.abs(np.fft.rfft(emphasized * self.window, 512)) ** 2
-        features = np.zeros((self.max_length, self.filters.shape[1]), dtype=np.float32)
-        features[: len(frames)] = np.log(np.maximum(power @ self.filters, np.exp(LOG_FLOOR)))
-        return features, len(frames)
-
-
-@dataclass
-class Clips:
-    """Generated clips as tensors: features (n, 512, 64) float16, frames (n,), labels (n, labels) bool."""
-
-    features: torch.Tensor
-    frames: torch.Tensor
-    labels: torch.Tensor
-
-    def __len__(self):
-        return len(self.frames)
-
-    def statistics(self) -> tuple[float, float]:
-        """Mean and standard deviation of the features of all frames that belong to a clip."""
-        total = squares = count = 0.0
-        for features, frames in zip(self.features.split(512), self.frames.split(512)):
-            values = features[torch.arange(MAX_LENGTH) < frames[:, None]].double()
-            total, squares, count = total + values.sum(), squares + values.square().sum(), count + values.numel()
-        mean = total / count
-        return float(mean), float((squares / count - mean**2).sqrt())
-
-
-def pretraining_sound(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A waveform of pretraining sources and its multi-hot labels (labels,)."""
-    sound = generate_any(rng)
-    return sound.waveform, np.isin(LABELS, (sound.source, f"pattern: {sound.pattern}"))
-
-
-def held_out_sound(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A waveform of held-out sources and its one-hot label (held-out sources,)."""
-    source = rng.choice(tuple(HELD_OUT_SOURCES)).item()
-    pattern = rng.choice(compatible_patterns(source, tuple(PATTERNS) + tuple(HELD_OUT_PATTERNS))).item()
-    return generate(source, pattern, rng).waveform, np.isin(tuple(HELD_OUT_SOURCES), source)
-
-
-def generate_clips(make_sound, num_clips: int, seed: int, description: str) -> Clips:
-    """`num_clips` sounds as features; clip i depends on the seed and on i only."""
-    log_mel = LogMel()
-    features = torch.empty(num_clips, MAX_LENGTH, NUM_MEL_BINS, dtype=torch.float16)
-    frames, labels = [], []
-    for index in tqdm(range(num_clips), desc=description, mininterval=2):
-        waveform, label = make_sound(np.random.default_rng([seed, index]))
-        values, length = log_mel(waveform)
-        features[index] = torch.from_numpy(values)
-        frames.append(length)
-        labels.append(label)
-    return Clips(features, torch.tensor(frames), torch.from_numpy(np.stack(labels)))
+# --- generated clips ------------------------------------------------------------------------------------------------
 
 
 def load_or_generate(args: Arguments) -> tuple[Clips, Clips]:
@@ -255,46 +172,6 @@ class PatchDropout:
         return embeddings[:, torch.cat([torch.arange(2), patches + 2])]
 
 
-# --- texture statistics ---------------------------------------------------------------------------------------------
-
-
-def texture_statistics(features: torch.Tensor) -> torch.Tensor:
-    """Summary statistics over time (batch, 424) of log-mel features (batch, 512, 64).
-
-    Mean and deviation of each mel band; for sixteen groups of bands the skewness, the power in eight octaves of
-    modulation from 0.2 to 50 Hz, the roughness along time and frequency, and the correlations between groups.
-    """
-    groups = features.unflatten(2, (16, 4)).mean(3)
-    centered = groups - groups.mean(1, keepdim=True)
-    deviation = centered.square().mean(1, keepdim=True).sqrt() + 0.1
-    standard = centered / deviation
-    spectrum = torch.fft.rfft(centered, dim=1).abs().square() / groups.shape[1]
-    octaves = [spectrum[:, 2**i : 2 ** (i + 1)].mean(1) for i in range(8)]
-    correlations = standard.transpose(1, 2) @ standard / groups.shape[1]
-    rows, columns = torch.triu_indices(16, 16, offset=1)
-    return torch.cat(
-        [
-            features.mean(1),
-            features.std(1),
-            standard.pow(3).mean(1).clamp(-5, 5),
-            torch.log(torch.stack(octaves, 2) + 0.01).flatten(1),
-            groups.diff(dim=1).abs().mean(1),
-            features.diff(dim=2).abs().mean(1).unflatten(1, (-1, 7)).mean(2),
-            correlations[:, rows, columns],
-        ],
-        dim=1,
-    )
-
-
-def texture_targets(clips: Clips, size: int) -> torch.Tensor:
-    """Leading principal components (n, size) of the clips' texture statistics, with their variances drawn together."""
-    statistics = torch.cat([texture_statistics(part.float()) for part in clips.features.split(64)])
-    statistics = (statistics - statistics.mean(0)) / (statistics.std(0) + 1e-3)
-    variances, directions = torch.linalg.eigh(statistics.T @ statistics / len(statistics))
-    variances, directions = variances.flip(0)[:size], directions.flip(1)[:, :size]
-    return statistics @ directions / (variances.mean() * variances) ** 0.25
-
-
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +233,21 @@ def held_out_accuracy(model, clips: Clips, mean: float, std: float) -> float:
     return probe.fit(features[:half], targets[:half]).score(features[half:], targets[half:])
 
 
+def training_step(model, texture_head, batch, optimizer, label_weight: float) -> np.ndarray:
+    """Take an optimizer step on a batch of `Batches`. Returns the texture loss and the label loss."""
+    model.train()
+    input_values, target, labels = batch
+    pooled = model.audio_spectrogram_transformer(input_values).pooler_output
+    texture_loss = torch.nn.functional.mse_loss(texture_head(pooled), target)
+    label_loss = attribute_loss(model.classifier(pooled), labels)
+    loss = texture_loss + label_weight * label_loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([*model.parameters(), *texture_head.parameters()], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return np.array([texture_loss.item(), label_loss.item()])
+
+
 def pretrain(args: Arguments) -> dict:
     """Pretrain, save the model and its feature extractor in `output_dir`, and return what was measured."""
     train, probe = load_or_generate(args)
@@ -377,19 +269,10 @@ def pretrain(args: Arguments) -> dict:
     for step in (progress := tqdm(range(1, args.steps + 1), desc="pretraining", mininterval=5)):
         if step > (1 - args.full_ratio) * args.steps:
             hook.remove()
-        model.train()
-        input_values, target, labels = batches.next(args.batch_size)
-        pooled = model.audio_spectrogram_transformer(input_values).pooler_output
-        texture_loss = torch.nn.functional.mse_loss(texture_head(pooled), target)
-        label_loss = attribute_loss(model.classifier(pooled), labels)
-        loss = texture_loss + args.label_weight * label_loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([*model.parameters(), *texture_head.parameters()], 1.0)
-        optimizer.step()
+        losses = training_step(model, texture_head, batches.next(args.batch_size), optimizer, args.label_weight)
         scheduler.step()
-        optimizer.zero_grad()
         averaged.update_parameters(model)
-        running += (np.array([texture_loss.item(), label_loss.item()]) - running) / min(step, 100)
+        running += (losses - running) / min(step, 100)
         progress.set_postfix(texture=f"{running[0]:.3f}", label=f"{running[1]:.3f}", refresh=False)
         if step % args.save_steps == 0 or step == args.steps:
             accuracy = held_out_accuracy(averaged.module, probe, mean, std)

@@ -13,6 +13,7 @@ from peft_audio.ast.resize import num_patches
 Grid = np.ndarray  # (frequency patches, time patches), low frequencies first
 
 
+@torch.no_grad()
 def attention_map(
     model: PreTrainedModel | PeftModel,
     input_values: ArrayLike | torch.Tensor,
@@ -44,21 +45,27 @@ def attention_map(
             values that are not finite; there is no such layer, head or patch, or no patch at that time.
     """
     config = checked_config(model)
+    check_choice(config, layer, head, frequency_patch)
+    times = patches_at(frames, config)
+    inputs = torch.as_tensor(checked_spectrogram(input_values, config), device=model.device, dtype=model.dtype)
+    weights = model(input_values=inputs[None], output_attentions=True).attentions[layer][0]
+    weights = between_patches(weights, grid_of(config))[:, :, times].mean(axis=2)
+    for index in (head, frequency_patch):
+        weights = weights.mean(axis=0) if index is None else weights[index]
+    return weights / weights.sum()
+
+
+def check_choice(config: ASTConfig, layer: int, head: int | None, frequency_patch: int | None) -> None:
     check_index("layer", layer, -config.num_hidden_layers, config.num_hidden_layers)
     check_index("head", head, 0, config.num_attention_heads)
     check_index("frequency_patch", frequency_patch, 0, grid_of(config)[0])
-    times = patches_at(frames, config)
-    inputs = torch.as_tensor(checked_spectrogram(input_values, config), device=model.device, dtype=model.dtype)
-    with torch.no_grad():
-        weights = model(input_values=inputs[None], output_attentions=True).attentions[layer][0]
+
+
+def between_patches(weights: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """A layer's attention weights `(heads, tokens, tokens)` as float64, those of patches alone: `(heads, *grid, *grid)`."""
     # Rows and columns of prompts, then of special tokens, are in front of those of the patches.
-    frequencies, steps = grid_of(config)
-    patches = frequencies * steps
-    weights = weights[:, -patches:, -patches:].double().cpu().numpy()
-    weights = weights.reshape(-1, frequencies, steps, frequencies, steps)[:, :, times].mean(axis=2)
-    weights = weights.mean(axis=0) if head is None else weights[head]
-    attention = weights.mean(axis=0) if frequency_patch is None else weights[frequency_patch]
-    return attention / attention.sum()
+    patches = grid[0] * grid[1]
+    return weights[:, -patches:, -patches:].double().cpu().numpy().reshape(-1, *grid, *grid)
 
 
 def before_and_after(model: PeftModel, input_values: ArrayLike | torch.Tensor, **options) -> tuple[Grid, Grid]:

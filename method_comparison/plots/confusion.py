@@ -24,17 +24,7 @@ def plot_confusion(targets: Sequence[str], predictions: Sequence[str], labels: S
     Raises:
         ValueError: there are no clips, the two have different lengths, or `labels` names a class twice or lacks one.
     """
-    if not len(targets) or len(targets) != len(predictions):
-        raise ValueError(
-            f"`targets` and `predictions` must have a class for each clip, got {len(targets)} and {len(predictions)}."
-        )
-    present = {*targets, *predictions}
-    labels = sorted(present) if labels is None else list(labels)
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"`labels` must name each class once, got {', '.join(duplicates(labels))} several times.")
-    if not present.issubset(labels):
-        missing = ", ".join(map(repr, sorted(present.difference(labels))))
-        raise ValueError(f"`labels` must name all classes of targets and predictions, it lacks {missing}.")
+    labels = checked_labels(targets, predictions, labels)
     matrix = confusion_matrix(targets, predictions, labels=labels, normalize="true")
     side = max(5.0, INCHES * len(labels) + 2)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -53,6 +43,22 @@ def plot_confusion(targets: Sequence[str], predictions: Sequence[str], labels: S
     axes.set(xlabel="predicted class", ylabel="class")
     figure.colorbar(axes.images[0], ax=axes, label="share of the clips of the class", shrink=0.6)
     return figure
+
+
+def checked_labels(targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None) -> list[str]:
+    """The classes of the rows and columns, see `plot_confusion`."""
+    if not len(targets) or len(targets) != len(predictions):
+        raise ValueError(
+            f"`targets` and `predictions` must have a class for each clip, got {len(targets)} and {len(predictions)}."
+        )
+    present = {*targets, *predictions}
+    labels = sorted(present) if labels is None else list(labels)
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"`labels` must name each class once, got {', '.join(duplicates(labels))} several times.")
+    if not present.issubset(labels):
+        missing = ", ".join(map(repr, sorted(present.difference(labels))))
+        raise ValueError(f"`labels` must name all classes of targets and predictions, it lacks {missing}.")
+    return labels
 
 
 def duplicates(labels: list[str]) -> list[str]:

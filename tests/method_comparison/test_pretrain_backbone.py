@@ -8,6 +8,8 @@ import pytest
 import soundfile
 import synthetic_sounds as sounds
 import torch
+from pretraining.clips import Clips, LogMel
+from pretraining.textures import texture_statistics, texture_targets
 from transformers import ASTFeatureExtractor, ASTForAudioClassification, AutoFeatureExtractor
 
 
@@ -22,7 +24,7 @@ def test_fast_features_equal_the_extractors(seconds):
     waveform = np.resize(sounds.generate_any(rng, whole=True).waveform, int(seconds * 16_000))
     extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=512, do_normalize=False)
     expected = extractor(waveform, sampling_rate=16_000, return_tensors="np").input_values[0]
-    features, frames = pretraining.LogMel()(waveform)
+    features, frames = LogMel()(waveform)
     np.testing.assert_allclose(features, expected, atol=1e-4)
     assert frames == min(512, (len(waveform) - 400) // 160 + 1)
 
@@ -78,7 +80,7 @@ def test_stored_features_are_used_again(tmp_path, capsys):
 def test_statistics_leave_padding_out():
     features = torch.zeros(2, 512, 64)
     features[0, :100], features[1, :300] = 1.0, 5.0
-    clips = pretraining.Clips(features.half(), torch.tensor([100, 300]), torch.ones(2, 1, dtype=torch.bool))
+    clips = Clips(features.half(), torch.tensor([100, 300]), torch.ones(2, 1, dtype=torch.bool))
     mean, std = clips.statistics()
     assert mean == pytest.approx(4.0) and std == pytest.approx(3**0.5)
 
@@ -86,14 +88,14 @@ def test_statistics_leave_padding_out():
 def test_texture_statistics_tell_slow_from_fast_modulation():
     time = torch.arange(512)[:, None] / 100
     slow, fast = (torch.sin(2 * torch.pi * rate * time).expand(512, 64) for rate in (1.0, 20.0))
-    statistics = pretraining.texture_statistics(torch.stack([slow, fast]))
+    statistics = texture_statistics(torch.stack([slow, fast]))
     modulation = statistics[:, 144:272].unflatten(1, (16, 8))
     assert modulation[0, 0].argmax() == 2 and modulation[1, 0].argmax() == 6  # 0.8 to 1.6 Hz, 12.5 to 25 Hz
 
 
 def test_texture_targets_are_uncorrelated():
-    clips = pretraining.Clips(torch.randn(300, 512, 64).half(), torch.full((300,), 512), torch.ones(300, 1).bool())
-    targets = pretraining.texture_targets(clips, 6)
+    clips = Clips(torch.randn(300, 512, 64).half(), torch.full((300,), 512), torch.ones(300, 1).bool())
+    targets = texture_targets(clips, 6)
     covariance = targets.T @ targets / 300
     assert targets.shape == (300, 6)
     torch.testing.assert_close(covariance, covariance.diag().diag(), atol=1e-3, rtol=0)
