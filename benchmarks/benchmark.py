@@ -20,7 +20,7 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from benchmarking.extras import EXTRAS, on_device, utilisation
+from benchmarking.extras import EXTRAS, on_device, utilization
 from benchmarking.measure import (
     Precision,
     checkpoint_bytes,
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, precision: Precision) -> Iterator[tuple[lis
         print(f"{name} ...", flush=True)
         yield [], list(EXTRAS[name](precision, options.repeats))
     if options.peak_tflops and not options.quick:
-        yield [], list(utilisation(precision, options.repeats, options.batch_size or 64, options.peak_tflops * 1e12))
+        yield [], list(utilization(precision, options.repeats, options.batch_size or 64, options.peak_tflops * 1e12))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -93,7 +93,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--inputs", nargs="*", choices=SOURCES, metavar="INPUT")
     parser.add_argument("--methods", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="METHOD")
     parser.add_argument("--extras", nargs="*", choices=EXTRAS, default=list(EXTRAS), help="further comparisons")
-    parser.add_argument("--peak_tflops", type=float, help="of the device in this precision, for its utilisation")
+    parser.add_argument("--peak_tflops", type=float, help="of the device in this precision, for its utilization")
     parser.add_argument("--no_dropout", dest="dropout", action="store_false", help="in wav2vec2; AST has none")
     parser.add_argument("--quick", action="store_true", help="no times")
     parser.add_argument("--profile", choices=SOURCES, metavar="INPUT", help="show where the time of --methods goes")

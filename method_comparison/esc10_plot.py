@@ -5,7 +5,7 @@ from pathlib import Path
 from esc10_rows import ROWS, row_of, title_of
 from matplotlib.figure import Figure
 from plots.files import check_picture, save_picture
-from plots.tradeoff import GREEN, GREY, Curve, Level, draw_curves
+from plots.tradeoff import GRAY, GREEN, Curve, Level, draw_curves
 from plots.tradeoff import STYLES as METHOD_STYLES
 
 
@@ -20,7 +20,7 @@ STYLES = {row: style for row, style in METHOD_STYLES.items() if row in ROWS and 
     "time_freq_conv:T": (GREEN, ">", ":"),
     "time_freq_conv:F": (GREEN, "^", ":"),
 }
-OTHER_STYLE = (GREY, ".", ":")
+OTHER_STYLE = (GRAY, ".", ":")
 
 
 def plot_sizes(summary: dict[str, dict], path: Path) -> None:

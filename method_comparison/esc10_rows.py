@@ -16,7 +16,7 @@ ROWS = {
     "aat_m": {},
     "aat_ms": {},
     "joint": {},
-    # LoAA: one (time, frequency) or three taps in every direction, all with the same number of parameters.
+    # LoAA: kernels of size 1 or 3 over time and frequency, all with the same number of parameters.
     "time_freq_conv:T": {"bottleneck_dim": 3, "attention_kernel": "1x3", "mlp_kernel": "1x3"},
     "time_freq_conv:F": {"bottleneck_dim": 3, "attention_kernel": "3x1", "mlp_kernel": "3x1"},
     "time_freq_conv:T+F": {"bottleneck_dim": 3, "attention_kernel": "1x3", "mlp_kernel": "3x1"},

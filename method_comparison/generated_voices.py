@@ -7,7 +7,7 @@
         "options={num_virtual_tokens: 4, bottleneck_dim: 64, scaling: 1.0}"
     python examples/speaker_verification.py outputs/recipes/ipet/ast-voxceleb1/trials/seed-0 --data_dir VOICES
 
-The speakers are voices of the synthesiser eSpeak NG, which `pip install espeakng-loader` brings: formants, pitch,
+The speakers are voices of the synthesizer eSpeak NG, which `pip install espeakng-loader` brings: formants, pitch,
 roughness and accent differ. All read the same sentences, so what is said does not tell who says it. A speaker's videos
 differ in how fast and how high they speak and in the microphone, so a trial of two videos needs the voice itself. The
 same version of the package always gives the same corpus.

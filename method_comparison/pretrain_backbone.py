@@ -122,7 +122,7 @@ def load_or_generate(args: Arguments) -> tuple[Clips, Clips]:
 
 
 class Batches:
-    """Shuffled batches of clips, their normalised features masked as in SpecAugment."""
+    """Shuffled batches of clips, their normalized features masked as in SpecAugment."""
 
     def __init__(self, clips: Clips, targets: torch.Tensor, mean: float, std: float, seed: int):
         self.clips, self.targets, self.mean, self.std = clips, targets, mean, std
@@ -157,7 +157,7 @@ class PatchDropout:
     """Forward hook on the embeddings that keeps a random set of time columns, the same for a whole batch.
 
     Position embeddings are already added, so the rest of the model sees fewer tokens in their true places. This
-    regularises, and halves the time of a step.
+    regularizes, and halves the time of a step.
     """
 
     def __init__(self, frequency_patches: int, time_patches: int, kept_columns: int, seed: int):
@@ -219,7 +219,7 @@ def build_optimizer(model, args: Arguments):
 
 @torch.inference_mode()
 def pooled_features(model: ASTForAudioClassification, input_values: torch.Tensor) -> np.ndarray:
-    """Frozen features (n, hidden_size) of normalised inputs (n, 512, 64)."""
+    """Frozen features (n, hidden_size) of normalized inputs (n, 512, 64)."""
     model.eval()
     outputs = [model.audio_spectrogram_transformer(batch).pooler_output for batch in input_values.split(32)]
     return torch.cat(outputs).numpy()

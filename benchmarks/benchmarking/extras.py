@@ -158,14 +158,14 @@ def milliseconds(
     return 1e3 * statistics.median(seconds[1:])
 
 
-def utilisation(precision: Precision, repeats: int, batch_size: int, peak_flops: float) -> Iterator[Outcome]:
+def utilization(precision: Precision, repeats: int, batch_size: int, peak_flops: float) -> Iterator[Outcome]:
     """Share of the device's arithmetic that a step of IPET uses, by the operations that it needs, and LoRA's time."""
     batch = on_device(AST_1024.make_batch(batch_size), precision)
     models = {name: SUBJECTS[name](AST_1024.make_model()).to(precision.device).train() for name in (IPET, LORA)}
     steps = {name: training_step(model, batch, precision) for name, model in models.items()}
     seconds = time_each(steps, repeats, precision)
     name = f"{AST_1024.name}, batch {batch_size}, {precision.dtype}"
-    yield Outcome(f"{name}: {IPET}, model FLOP utilisation", flops(steps[IPET]) / seconds[IPET] / peak_flops, None)
+    yield Outcome(f"{name}: {IPET}, model FLOP utilization", flops(steps[IPET]) / seconds[IPET] / peak_flops, None)
     yield Outcome(f"{name}: {IPET} / {LORA}, step seconds", seconds[IPET] / seconds[LORA], 1.0)
 
 

@@ -23,12 +23,12 @@ class LayerWidePrompts(nn.Module):
 
 
 def layer_wide(
-    model: PreTrainedModel, num_prompts: int, bottleneck_dim: int, freeze_front_end: bool = False
+    model: PreTrainedModel, num_prompts: int, bottleneck_dim: int, freeze_feature_encoder: bool = False
 ) -> nn.Module:
     """IPET with prompts in front of whole layers: prompts of its equation 1, and this package's parallel adapters.
 
-    A waveform model's front end is left as one is whose parameters ask for no gradient: it runs its backward pass all
-    the same, unless `freeze_front_end`, as with this package's adapters.
+    A waveform model's feature encoder is left as one is whose parameters ask for no gradient: it runs its backward pass
+    all the same, unless `freeze_feature_encoder`, as with this package's adapters.
     """
     config = ParallelMLPAdapterConfig(
         bottleneck_dim=bottleneck_dim, adapter_input="residual", scaling=0.1, dropout=0.1, activation="relu"
@@ -41,6 +41,6 @@ def layer_wide(
         layers[int(child)] = LayerWidePrompts(layers[int(child)], num_prompts, backbone.hidden_size)
     # A hook that might read hidden states: adapters then leave out none of them, which are not where they expect them.
     backbone.trunk.register_forward_hook(lambda *_: None)
-    if backbone.front_end is not None and not freeze_front_end:
+    if backbone.front_end is not None and not freeze_feature_encoder:
         backbone.front_end._requires_grad = True
     return adapted

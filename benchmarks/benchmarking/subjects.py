@@ -77,10 +77,10 @@ def with_lora(model: PreTrainedModel) -> nn.Module:
     return get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], modules_to_save=head))
 
 
-def with_lora_and_frozen_front_end(model: PreTrainedModel) -> nn.Module:
-    front_end = resolve(model).front_end
-    if front_end is not None:
-        front_end._freeze_parameters()
+def with_lora_and_frozen_feature_encoder(model: PreTrainedModel) -> nn.Module:
+    feature_encoder = resolve(model).front_end
+    if feature_encoder is not None:
+        feature_encoder._freeze_parameters()
     return with_lora(model)
 
 
@@ -103,12 +103,12 @@ LOAA, AAT_MS = "LoAA T + F (r = 36)", "AAT^MS (d / 4)"
 SUBJECTS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
     FULL: lambda model: model,
     LORA: with_lora,
-    LORA_FROZEN: with_lora_and_frozen_front_end,
+    LORA_FROZEN: with_lora_and_frozen_feature_encoder,
     IPET: with_adapters(IPETConfig, num_virtual_tokens=4, bottleneck_dim=32),
     IPET_HALF: with_half_precision_activations,
     IPET_LARGE: with_adapters(IPETConfig, num_virtual_tokens=64, bottleneck_dim=64),
     LAYER_WIDE: partial(layer_wide, num_prompts=64, bottleneck_dim=64),
-    LAYER_WIDE_FROZEN: partial(layer_wide, num_prompts=64, bottleneck_dim=64, freeze_front_end=True),
+    LAYER_WIDE_FROZEN: partial(layer_wide, num_prompts=64, bottleneck_dim=64, freeze_feature_encoder=True),
     "embedding prompts (k = 4)": with_adapters(EmbeddingPromptConfig, num_virtual_tokens=4),
     "parallel MLP (h = 32)": with_adapters(ParallelMLPAdapterConfig, bottleneck_dim=32),
     LOAA: with_adapters(TimeFreqConvAdapterConfig, bottleneck_dim=36),

@@ -28,8 +28,8 @@ from peft_audio import (
 )
 from peft_audio.trainer import parameter_counts
 
-from .codes import use_speaker_codes
 from .recipe import Recipe
+from .speaker_embeddings import use_speaker_embeddings
 
 
 AST_STRIDE = 10  # of the published models, in frames and mel bins
@@ -113,7 +113,7 @@ def with_head(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     if recipe.statistics_pooling:
         use_statistics_pooling(model)
     if recipe.code_size is not None:
-        use_speaker_codes(model, recipe.code_size)
+        use_speaker_embeddings(model, recipe.code_size)
     return model
 
 

@@ -1,4 +1,4 @@
-"""From clips to what the model is given: cut to length, mixed, augmented, normalised."""
+"""From clips to what the model is given: cut to length, mixed, augmented, normalized."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Preparation:
 
     Args:
         recipe: says how.
-        feature_extractor: of the model. That of an AST leaves normalising to this class: masks and statistics are of
+        feature_extractor: of the model. That of an AST leaves normalizing to this class: masks and statistics are of
             spectrograms as they are.
         statistics: mean and standard deviation of the data set's spectrograms; None for waveforms.
         musan: adds the noise of the MUSAN corpus, `(waveform, rng) -> waveform`.
@@ -76,7 +76,7 @@ class Preparation:
     def finished(
         self, features: Mapping[str, np.ndarray], rng: np.random.Generator | None = None
     ) -> dict[str, np.ndarray]:
-        """Normalise a spectrogram `(frames, mel bins)`, with `rng` augmented; waveforms stay as they are."""
+        """Normalize a spectrogram `(frames, mel bins)`, with `rng` augmented; waveforms stay as they are."""
         if self.statistics is None:
             return dict(features)
         spectrogram = features["input_values"]

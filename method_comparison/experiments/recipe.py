@@ -40,11 +40,11 @@ class Recipe:
         frames: length that clips are cut or filled up to; None: as they are.
         fill: how clips that are too short are filled up: "pad" (zeros behind the waveform, or spectrogram) or "repeat".
         random_crop: training takes a random cut of clips that are too long, else the front.
-        test_segments: cuts of a clip, evenly spread, whose scores (codes, in verification) are averaged in testing.
+        test_segments: cuts of a clip, evenly spread, whose scores or speaker embeddings are averaged in testing.
         stride: from one patch of the spectrogram to the next, in frames and mel bins; None: the model's own.
         statistics_pooling: mean and standard deviation over time in front of the head.
         weighted_layer_sum: a trained average of all layers' outputs in front of the head.
-        code_size: width of the speaker codes in front of the head; None: no codes.
+        code_size: width of the speaker embedding in front of the head; None: there is none.
         loss: "cross_entropy" or "binary_cross_entropy".
         optimizer: name ("adam" or "adamw") and its settings.
         schedule: of the learning rate: `start`, `stop`, `every` (epochs), `factor`, `warmup_steps`.

@@ -218,5 +218,5 @@ def test_set(clips: list, store: Mapping, labels: list[str], preparation: Prepar
 
 
 def finished_extractor(recipe: Recipe, setting: Setting, preparation: Preparation):
-    """The feature extractor to save beside the adapter, which normalises by itself."""
+    """The feature extractor to save beside the adapter, which normalizes by itself."""
     return feature_extractor_of(recipe, setting.model_name_or_path, preparation.statistics)

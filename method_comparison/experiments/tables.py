@@ -1,8 +1,8 @@
 """The YAML files of the papers' tables: which recipes a file has, and the settings that it gives to each.
 
-A file holds settings and tables. A table has rows and columns; every row in every column is a recipe. Settings of the file
-hold for all its tables, settings of a table for all its recipes, settings of a row for the recipes of that row. The more
-particular one counts; notes add up. These keys are no settings, and stand in the file or in a table:
+A file holds settings and tables. A table has rows and columns; every row in every column is a recipe. Settings of the
+file hold for all its tables, settings of a table for all its recipes, settings of a row for the recipes of that row. The
+more particular one counts; notes add up. These keys are no settings, and stand in the file or in a table:
 
 - `name`: what the table's recipes are called, with `{column}` and `{row}` in it.
 - `columns`: the columns. A table may leave out some of the file's.
@@ -10,9 +10,9 @@ particular one counts; notes add up. These keys are no settings, and stand in th
 - `main`: the row that adds no word to the name; others add `-` and their name.
 - `tables` (of the file): the tables. A file without them is one table.
 
-Where recipes differ in a setting, its value is a mapping by column or by row. Each recipe takes the value of its own column
-or row, or that of `others`; where there is neither, the setting is not set. `epochs: {esc50: 25, others: 30}` means 25 in
-the column esc50.
+Where recipes differ in a setting, its value is a mapping by column or by row. Each recipe takes the value of its own
+column or row, or that of `others`; where there is neither, the setting is not set. `epochs: {esc50: 25, others: 30}`
+means 25 in the column esc50.
 """
 
 import functools

@@ -14,9 +14,9 @@ from peft_audio.losses import classification_loss
 from peft_audio.metrics import mean_average_precision
 from peft_audio.trainer import AudioTrainer, logits_of
 
-from .codes import codes_of
 from .inputs import UNKNOWN
 from .recipe import Recipe
+from .speaker_embeddings import speaker_embeddings_of
 
 
 class RecipeTrainer(AudioTrainer):
@@ -49,12 +49,12 @@ class RecipeTrainer(AudioTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if self.recipe.code_size is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        # What is tested is the code; the speakers are not those of training, so there is no loss.
+        # What is tested is the speaker embedding; the speakers are not those of training, so there is no loss.
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
-        with torch.no_grad(), codes_of(model) as codes, self.compute_loss_context_manager():
+        with torch.no_grad(), speaker_embeddings_of(model) as embeddings, self.compute_loss_context_manager():
             model(**inputs)
-        return None, codes[-1].float(), labels
+        return None, embeddings[-1].float(), labels
 
 
 def metrics_of(recipe: Recipe):

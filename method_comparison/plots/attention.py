@@ -90,7 +90,7 @@ def plot_attention(
 ) -> Figure:
     """Draws the spectrogram and both maps side by side, with lines around the chosen time.
 
-    Both maps have the same colours for the same attention.
+    Both maps have the same colors for the same attention.
 
     Args:
         input_values: the spectrogram, `(max_length, num_mel_bins)`.

@@ -13,9 +13,9 @@ from .metrics import axis_of
 
 TITLES = ROW_TITLES | {"time_freq_conv": "LoAA", "partial": "upper half of the layers", "bitfit": "BitFit"}
 
-# A colour for each family (they differ for colour-blind readers too), a marker and a line for each of its members.
+# A color for each family (they differ for color-blind readers too), a marker and a line for each of its members.
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
-RED, PURPLE, BLACK, GREY = "#D55E00", "#CC79A7", "#000000", "#777777"
+RED, PURPLE, BLACK, GRAY = "#D55E00", "#CC79A7", "#000000", "#777777"
 STYLES = {
     "ipet": (BLUE, "o", "-"),
     "parallel_mlp": (BLUE, "s", "--"),
@@ -29,14 +29,14 @@ STYLES = {
     "conformer": (PURPLE, "X", "-"),
     "lora": (BLACK, "d", "-."),
     "bitfit": (BLACK, "h", ":"),
-    "partial": (GREY, "s", "--"),
-    "linear_probe": (GREY, "o", ":"),
+    "partial": (GRAY, "s", "--"),
+    "linear_probe": (GRAY, "o", ":"),
 }
 FULL = "full"
 
 
 class Curve(NamedTuple):
-    """A curve: its name in the legend, `(x, y)` from left to right, and its colour, marker and line."""
+    """A curve: its name in the legend, `(x, y)` from left to right, and its color, marker and line."""
 
     title: str
     points: Sequence[tuple[float, float]]
@@ -79,7 +79,7 @@ def draw_curves(curves: Iterable[Curve], levels: Iterable[Level]) -> Figure:
         line = line if len(points) > 1 else "none"
         axes.plot(*zip(*points, strict=True), color=color, marker=marker, linestyle=line, label=title)
     for title, height, line in levels:
-        axes.axhline(height, color=GREY, linestyle=line, label=title, zorder=1)
+        axes.axhline(height, color=GRAY, linestyle=line, label=title, zorder=1)
     axes.set(xscale="log")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
@@ -143,7 +143,7 @@ def check_points(points: Sequence[Point]) -> None:
 
 
 def styles_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """A style for each method; those without one of their own get what is left of the colours and markers."""
+    """A style for each method; those without one of their own get what is left of the colors and markers."""
     taken = {(color, marker) for color, marker, _ in STYLES.values()}
     looks = itertools.product("osD^vPX*d<>", (BLUE, GREEN, RED, PURPLE, ORANGE, SKY, BLACK))
     free = itertools.cycle((color, marker, "-") for marker, color in looks if (color, marker) not in taken)

@@ -25,7 +25,7 @@ LABELS = tuple(SOURCES) + tuple(f"pattern: {name}" for name in PATTERNS)
 
 
 class LogMel:
-    """The log-mel features of `ASTFeatureExtractor` without its normalisation, several times as fast."""
+    """The log-mel features of `ASTFeatureExtractor` without its normalization, several times as fast."""
 
     def __init__(self, num_mel_bins: int = NUM_MEL_BINS, max_length: int = MAX_LENGTH):
         self.max_length = max_length

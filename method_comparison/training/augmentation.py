@@ -123,7 +123,7 @@ class SpecAugment:
     Args:
         time_mask: in frames; 0 masks none.
         frequency_mask: in mel bins; 0 masks none.
-        value: what is put in. AST's recipe masks with 0 before it normalises; on normalised spectrograms that is
+        value: what is put in. AST's recipe masks with 0 before it normalizes; on normalized spectrograms that is
             -mean / (2 std), see `for_extractor`.
     """
 
@@ -164,7 +164,7 @@ def _band(name: str, mask: int, size: int, rng: np.random.Generator) -> slice:
 
 
 def noise_and_roll(spectrogram: np.ndarray, rng: np.random.Generator, max_roll: int = 10) -> np.ndarray:
-    """AST's noise for normalised spectrograms (frames, mel bins): uniform noise, and a roll along time.
+    """AST's noise for normalized spectrograms (frames, mel bins): uniform noise, and a roll along time.
 
     The noise is U(0, 1) in every point, times one U(0, 1) / 10. The roll is by -max_roll to max_roll - 1 frames; what
     leaves at one end comes in at the other.

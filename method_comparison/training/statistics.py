@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a data set's spectrograms, to which AST's input is normalised."""
+"""Mean and standard deviation of a data set's spectrograms, to which AST's input is normalized."""
 
 from collections.abc import Iterable
 

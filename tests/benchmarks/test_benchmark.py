@@ -148,7 +148,7 @@ def test_prompts_in_front_of_layers_give_what_the_packages_give(backbone):
 
 @pytest.mark.parametrize("freeze", [False, True])
 def test_the_front_end_of_the_reference_runs_backward_unless_it_is_frozen(freeze):
-    model = layer_wide(make("wav2vec2"), 2, 4, freeze_front_end=freeze).train()
+    model = layer_wide(make("wav2vec2"), 2, 4, freeze_feature_encoder=freeze).train()
     seen = []
     front_end = model.get_base_model().wav2vec2.feature_extractor
     front_end.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
@@ -212,8 +212,8 @@ def test_everything_is_measured_and_written(small, tmp_path, capsys):
 def test_steps_in_bfloat16_and_the_use_of_the_device(small, tmp_path):
     arguments = ["--output_dir", str(tmp_path), "--device", "cpu", "--dtype", "bfloat16", "--repeats", "1", "--inputs"]
     report = benchmark.main([*arguments, "--extras", "--batch_size", "2", "--peak_tflops", "1"])
-    utilisation, against_lora = report["targets"]
-    assert 0 < utilisation["value"] < 1 and against_lora["target"] == 1.0
+    utilization, against_lora = report["targets"]
+    assert 0 < utilization["value"] < 1 and against_lora["target"] == 1.0
     assert report["environment"]["dtype"] == "bfloat16"
 
 

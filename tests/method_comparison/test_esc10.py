@@ -312,7 +312,7 @@ def test_curves_can_be_told_apart():
     styles = esc10_plot.STYLES
     assert set(styles) | set(esc10_plot.LEVELS) == set(ROWS)
     assert len(set(styles.values())) == len(styles)
-    # Without colours, the marker tells the members of a family apart.
+    # Without colors, the marker tells the members of a family apart.
     assert len({(color, marker) for color, marker, _ in styles.values()}) == len(styles)
 
 

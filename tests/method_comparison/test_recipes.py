@@ -1,6 +1,7 @@
 """The recipes: that all of them can be read and set up, and that what they say is what runs."""
 
 import re
+from pathlib import Path
 
 import pytest
 import run_recipe
@@ -118,6 +119,16 @@ reported: {x: {full: 0.7, ours: 0.8}, y: {ours: {accuracy: 0.9, map: 0.6}}}
     assert (x.notes, y.notes) == (("all",), ("all", "only y"))
     assert (x.reported, x_full.reported) == ({"accuracy": 0.8}, {"accuracy": 0.7})
     assert (y.reported, y_full.reported) == ({"accuracy": 0.9, "map": 0.6}, {})
+
+
+def test_the_table_of_the_readme_is_one(tmp_path):
+    readme = Path(run_recipe.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (tmp_path / "paper.yaml").write_text(readme.split("```yaml\n")[1].split("```")[0])
+    assert recipe_names(tmp_path) == [f"paper/ast-{name}" for name in ("esc50", "esc50-full", "gtzan", "gtzan-full")]
+    for name in ("ast-esc50", "ast-gtzan"):
+        ours, published = load_recipe(f"paper/{name}", folder=tmp_path), load_recipe(f"ipet/{name}")
+        for field in ("backbone", "data_set", "batch_size", "epochs", "learning_rate", "reported"):
+            assert getattr(ours, field) == getattr(published, field)
 
 
 TABLE = "name: 'row{row}'\ncolumns: [x]\nrows: {r: {}}\nmain: r\n"

@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_written_to_its_end_leaves_the_old_one(tmp_path, m
 
 
 def test_the_average_of_half_precision_weights_does_not_lose_digits():
-    averaging, values = WeightAveraging(1), [1.0, 1.0078125, 1.0, 1.0]  # neighbours in bfloat16
+    averaging, values = WeightAveraging(1), [1.0, 1.0078125, 1.0, 1.0]  # neighbors in bfloat16
     for value in values:
         averaging.update({"weight": torch.full((1,), value, dtype=torch.bfloat16)})
     assert averaging.average["weight"].item() == pytest.approx(sum(values) / 4, abs=1e-7)

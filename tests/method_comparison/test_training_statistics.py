@@ -30,8 +30,8 @@ def test_they_normalise_the_input_of_ast_to_mean_0_and_standard_deviation_a_half
             yield np.asarray(outputs["input_values"][0])
 
     mean, std = spectrogram_statistics(spectrograms(do_normalize=False))
-    normalised = np.concatenate(list(spectrograms(mean=mean, std=std)))
-    assert normalised.mean() == pytest.approx(0, abs=1e-5) and normalised.std() == pytest.approx(0.5, abs=1e-5)
+    normalized = np.concatenate(list(spectrograms(mean=mean, std=std)))
+    assert normalized.mean() == pytest.approx(0, abs=1e-5) and normalized.std() == pytest.approx(0.5, abs=1e-5)
 
 
 def test_memory_does_not_grow_with_the_number_of_spectrograms():
