@@ -27,10 +27,10 @@ from experiments.recipe import Recipe, RecipeError
 from experiments.runs import RESULT, Setting, training_arguments
 from experiments.trainer import RecipeTrainer, averaged
 from experiments.verification import recordings_of, score_trials
+from files import write_csv
 from peft import PeftModel
 from plots.files import read_entry, save_picture
 from plots.verification import plot_verification
-from reporting import write_csv
 from rich.console import Console
 from run_recipe import TITLES, shown
 from safetensors import safe_open

@@ -35,7 +35,7 @@ BACKBONE = Path(speaker_verification.__file__).parent / "assets" / "ast-tiny-syn
 PNG = b"\x89PNG"
 
 
-# ---- embeddings and scores ------------------------------------------------------------------------------------------------
+# ---- embeddings and scores ------------------------------------------------------------------------------------------
 
 
 def test_a_score_is_the_cosine_of_the_angle_between_two_codes():
