@@ -16,11 +16,12 @@ endif
 
 # One thread a process: the tests are many small models, spread over the cores.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
+EXAMPLES = tests/examples tests/method_comparison tests/benchmarks
 test: $(VENV)/installed-tests
-	$(PYTEST) tests --ignore tests/examples
+	$(PYTEST) tests $(EXAMPLES:%=--ignore %)
 
 test-examples: $(VENV)/installed-tests $(BROWSER)
-	$(PYTEST) tests/examples
+	$(PYTEST) $(EXAMPLES)
 
 # What depends on transformers' layouts and loading code, with the oldest transformers that setup.cfg allows.
 OLDEST = backbones/test_old_layout test_auto test_trainer heads/test_weighted_layer_sum \

@@ -8,6 +8,7 @@ from .ast.from_ssast import ast_from_ssast
 from .ast.from_vit import ast_from_vit
 from .ast.resize import resize_ast
 from .auto import AutoPeftModelForAudioClassification
+from .backbones.module_names import encoder_layers, head_modules, query_value_projections
 from .backbones.spec import EncoderSpec
 from .backbones.table import register_backbone, supported_backbones
 from .caching import cache_frozen
@@ -16,6 +17,7 @@ from .checkpoints.model_card import write_card
 from .checkpoints.saving import wrap_saving
 from .checkpoints.trainer_checkpoints import last_complete_checkpoint
 from .heads.mean_token_pooling import use_mean_token_pooling
+from .heads.new_labels import load_classifier
 from .heads.statistics_pooling import use_statistics_pooling
 from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
 from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel
@@ -51,7 +53,11 @@ __all__ = [
     "ast_from_ssast",
     "ast_from_vit",
     "cache_frozen",
+    "encoder_layers",
+    "head_modules",
     "last_complete_checkpoint",
+    "load_classifier",
+    "query_value_projections",
     "register_backbone",
     "resize_ast",
     "save_activations_in_half",
