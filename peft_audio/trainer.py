@@ -1,5 +1,7 @@
-"""A Trainer for audio classifiers, on public names of transformers. Not imported by the package: the Trainer is slow to
-import."""
+"""A Trainer for audio classifiers.
+
+`import peft_audio` does not import it, because the Trainer of transformers takes long to import.
+"""
 
 from __future__ import annotations
 
