@@ -221,7 +221,9 @@ def load_classifier(
     )
     if old_labels != labels and len(old_labels) == len(labels):
         _renew_output_layer(model)
-    return model if max_length is None else resize_ast(model, max_length=max_length)
+    if max_length is not None:
+        resize_ast(model, max_length=max_length)
+    return model
 
 
 def _renew_output_layer(model: PreTrainedModel) -> None:

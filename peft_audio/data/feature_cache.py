@@ -284,7 +284,7 @@ def hash_files(sources: Iterable[Union[Path, bytes]]) -> dict[Union[Path, bytes]
             state = file_state(source)  # before the hash, so that no change after it is missed
             hashed[source] = HashedFile(sha256(source), state)
         except OSError:
-            hashed[source] = HashedFile(f"unreadable: {source}", None)
+            hashed[source] = HashedFile(f"unreadable: {source!r}", None)
     return hashed
 
 
