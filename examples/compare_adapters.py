@@ -196,7 +196,12 @@ def load_adapters(sources: Iterable[str | os.PathLike]) -> Comparison:
 
 
 def config_of(source: str) -> PeftConfig:
-    config = PeftConfig.from_pretrained(source)
+    try:
+        config = PeftConfig.from_pretrained(source)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source}: no adapter can be read there ({error}). Give an adapter's folder or id."
+        ) from error
     if not getattr(config, "labels", None):
         raise ValueError(
             f"Adapter {source!r} ({type(config).__name__}) does not say which labels it was trained on. Give adapters "

@@ -7,7 +7,7 @@ Importing the package registers its tuner types, so `get_peft_model`, `PeftModel
 from .ast.from_ssast import ast_from_ssast
 from .ast.from_vit import ast_from_vit
 from .ast.resize import resize_ast
-from .auto import AutoPeftModelForAudioClassification
+from .auto import AutoPeftModelForAudioClassification, load_classifier
 from .backbones.module_names import encoder_layers, head_modules, query_value_projections
 from .backbones.spec import EncoderSpec
 from .backbones.table import register_backbone, supported_backbones
@@ -17,7 +17,6 @@ from .checkpoints.model_card import write_card
 from .checkpoints.saving import wrap_saving
 from .checkpoints.trainer_checkpoints import last_complete_checkpoint
 from .heads.mean_token_pooling import use_mean_token_pooling
-from .heads.new_labels import load_classifier
 from .heads.statistics_pooling import use_statistics_pooling
 from .methods.bottleneck_adapter import BottleneckAdapterConfig, BottleneckAdapterModel
 from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptModel

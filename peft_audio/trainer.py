@@ -1,5 +1,6 @@
-"""A Trainer for audio classifiers, on public names of transformers. Not imported by the package: the Trainer is slow to
-import.
+"""A Trainer for audio classifiers.
+
+`import peft_audio` does not import it, because the Trainer of transformers takes long to import.
 """
 
 from __future__ import annotations
@@ -75,28 +76,34 @@ class AudioTrainer(Trainer):
         callbacks = [GradientCheck(), *callbacks]
         super().__init__(model, args, callbacks=callbacks, compute_loss_func=compute_loss_func, **kwargs)
 
-    def train(self, resume_from_checkpoint: Union[str, bool, None] = None, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: Union[str, bool, None] = None,
+        trial: Any = None,
+        ignore_keys_for_eval: Optional[list[str]] = None,
+    ) -> TrainOutput:
         """See `Trainer.train`.
 
         Args:
             resume_from_checkpoint: the folder of a checkpoint, or True (or "True", "last") for the last complete one in
                 the output folder.
-            kwargs: further arguments of `Trainer.train`.
+            trial: as for the Trainer.
+            ignore_keys_for_eval: as for the Trainer.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
         """
         wanted = str(resume_from_checkpoint or False)
         if wanted.lower() == "false":
-            return super().train(**kwargs)
-        folder = self.args.output_dir
+            return super().train(None, trial, ignore_keys_for_eval)
+        folder = str(self.args.output_dir)
         found = last_complete_checkpoint(folder) if wanted.lower() in ("true", "last") else wanted
         if found is None or not Path(found).is_dir():
             raise FileNotFoundError(
                 f"resume_from_checkpoint {wanted}: no such checkpoint. Give a checkpoint-N folder, or True for the last one "
                 f"in {folder}."
             )
-        return super().train(resume_from_checkpoint=found, **kwargs)
+        return super().train(str(found), trial, ignore_keys_for_eval)
 
     def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:
         """See `Trainer.save_model`."""
@@ -114,14 +121,15 @@ class AudioTrainer(Trainer):
             output: of `predict` for the data set.
             num_resamples: how often as many clips are drawn, with replacement.
             seed: of the draws.
+
+        Raises:
+            ValueError: the Trainer has no `compute_metrics`.
         """
-        logits, targets = logits_of(output.predictions), output.label_ids
-
-        def metrics_of(clips: np.ndarray) -> dict[str, float]:
-            return self.compute_metrics(EvalPrediction(logits[clips], targets[clips]))
-
+        logits, targets, compute = logits_of(output.predictions), np.asarray(output.label_ids), self.compute_metrics
+        if compute is None:
+            raise ValueError("standard_errors needs the Trainer's `compute_metrics`, which is None.")
         draws = np.random.default_rng(seed).integers(len(targets), size=(num_resamples, len(targets)))
-        values = [metrics_of(clips) for clips in draws]
+        values = [compute(EvalPrediction(logits[clips], targets[clips])) for clips in draws]
         return {name: float(np.std([row[name] for row in values], ddof=1)) for name in values[0]}
 
 
@@ -139,7 +147,8 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     if isinstance(model, PeftModel):
         trainable, total = model.get_nb_trainable_parameters()
     else:
-        trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        trainable, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
     return {"trainable_parameters": trainable, "total_parameters": total}
 
 

@@ -28,7 +28,7 @@ def input_text(settings: Mapping[str, Any], sampling_rate: Optional[int]) -> str
     rate = f" at {sampling_rate} Hz" if sampling_rate else ""
     frames = settings.get("max_length")
     length = f", cut or padded to {frames} frames of 10 ms" if frames else ""
-    labels = labels_of(settings)
+    labels = labels_of(dict(settings))
     several = ", several at a time" if is_multi_label(settings) else ""
     names = ", ".join(labels[index] for index in sorted(labels))
     return f"- Input: mono audio{rate}{length}.\n- Labels ({len(labels)}{several}): {names}.\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Union, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
@@ -36,7 +36,7 @@ def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location:
         ValueError: if the model type is not supported.
     """
     is_adapter = isinstance(model, PeftModel)
-    base = model.get_base_model() if is_adapter else model
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     settings = read_settings(base, resolve(base).spec)
     hub_base = hub_id(base.name_or_path)
     data = ModelCardData(
@@ -56,7 +56,7 @@ An audio classifier: `{hub_base or Path(base.name_or_path).name}`, fine-tuned.
 {_snippet(base, settings, location, is_adapter)}
 ```
 
-{input_text(settings, preprocessor.get("sampling_rate"))}{_method(model) if is_adapter else ""}- file: {_size(folder)}
+{input_text(settings, preprocessor.get("sampling_rate"))}{_method(model) if isinstance(model, PeftModel) else ""}- file: {_size(folder)}
 
 {training}
 """

@@ -235,6 +235,7 @@ class Job:
 
     @property
     def path(self) -> Path:
+        """The entry's file."""
         return entry_path(self.folder, self.key)
 
 
@@ -283,7 +284,7 @@ def hash_files(sources: Iterable[Union[Path, bytes]]) -> dict[Union[Path, bytes]
             state = file_state(source)  # before the hash, so that no change after it is missed
             hashed[source] = HashedFile(sha256(source), state)
         except OSError:
-            hashed[source] = HashedFile(f"unreadable: {source}", None)
+            hashed[source] = HashedFile(f"unreadable: {source!r}", None)
     return hashed
 
 
@@ -299,6 +300,7 @@ def sha256(source: Union[Path, bytes]) -> str:
 
 
 def file_state(source: Union[Path, bytes]) -> Optional[tuple[int, int]]:
+    """Return a file's size and time of change."""
     if isinstance(source, bytes):
         return None
     status = source.stat()
@@ -312,6 +314,7 @@ def entry_key(clip: Clip, file: HashedFile) -> str:
 
 
 def entry_path(folder: Path, key: str) -> Path:
+    """Return the file of an entry."""
     return folder / key[:2] / f"{key}.safetensors"
 
 
@@ -359,6 +362,7 @@ def is_complete(path: Path) -> bool:
 
 
 def version(package: str) -> Optional[str]:
+    """Return the version of a package, None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -154,7 +154,8 @@ def _draw_stratified(table: ClipTable, test_fraction: float, seed: int) -> Split
 
 def _draw_multi_label(table: ClipTable, test_fraction: float, seed: int) -> Splits:
     left = Counter(label for clip in table.clips for label in clip.labels)
-    size, test = round(test_fraction * len(table.clips)), set()
+    size = round(test_fraction * len(table.clips))
+    test: set[int] = set()
     for index in np.random.default_rng(seed).permutation(len(table.clips)).tolist():
         # A clip may test only while each of its labels keeps a clip to learn from.
         if len(test) < size and all(left[label] > 1 for label in table.clips[index].labels):

@@ -117,8 +117,8 @@ class StreamedClips(torch.utils.data.IterableDataset):
 
     def _target(self, value: Any, index: int) -> Union[int, np.ndarray]:
         values = value if isinstance(value, list) else [value]
-        positions = [self._position(label) for label in values]
-        if None in positions:
+        positions = [position for position in map(self._position, values) if position is not None]
+        if len(positions) < len(values):
             raise DataError(
                 f"{self.name}: row {index} of split {self.split!r} has {value!r} in column {self.label_column!r}, "
                 f"which is none of the labels {quoted(self.labels)}."
