@@ -28,7 +28,7 @@ from .checkpoints.restoring import restore_settings
 from .checkpoints.tensors import read_config, read_weights
 from .config import EncoderAdapterConfig
 from .heads.weighted_layer_sum import MODULE_NAME
-from .tuner.quantized import check_not_quantised
+from .tuner.quantized import check_not_quantized
 from .upstream.peft_state_dict import PEFT_MODEL_PREFIX, Tensors
 from .upstream.transformers_loading import keys_left_random
 from .upstream.transformers_models import initializer_std
@@ -146,7 +146,7 @@ def _load_base_model(config: PeftConfig, weights: Tensors, source: str, kwargs: 
     restore_settings(model, settings)
     if settings:
         check_settings(settings, model, resolve(model))
-    check_not_quantised(model, saved_head)
+    check_not_quantized(model, saved_head)
     _check_head(model, saved_head, weights, source)
     return model
 
