@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import transformers
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not listed there
+from huggingface_hub.utils import validate_repo_id
 
 
 PEFT_TEMPLATE_MARK = "<!-- Provide a quick summary of what the model is/does. -->"
