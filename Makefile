@@ -3,7 +3,7 @@ VENV ?= .venv
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-examples test-oldest lint clean
+.PHONY: demo test test-examples test-oldest test-newest lint clean
 
 # Adapts the bundled backbone to a new task with every method, without network or data.
 demo: $(VENV)/installed
@@ -16,22 +16,41 @@ endif
 
 # One thread a process: the tests are many small models, spread over the cores.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
+EXAMPLES = tests/examples tests/method_comparison tests/benchmarks
 test: $(VENV)/installed-tests
-	$(PYTEST) tests --ignore tests/examples
+	$(PYTEST) tests $(EXAMPLES:%=--ignore %)
 
 test-examples: $(VENV)/installed-tests $(BROWSER)
-	$(PYTEST) tests/examples
+	$(PYTEST) $(EXAMPLES)
 
 # What depends on transformers' layouts and loading code, with the oldest transformers that setup.cfg allows.
 OLDEST = backbones/test_old_layout test_auto test_trainer heads/test_weighted_layer_sum \
-	$(addprefix checkpoints/test_, loading saving peft_saving bad_folders) \
+	$(addprefix checkpoints/test_, loading saving peft_saving plain_models state_dicts) \
+	$(addprefix checkpoints/test_, bad_folders wrong_folders unwritable_folders) \
 	$(addprefix tuner/test_, attention prompt_gradient read_tokens mixed_batch)
 test-oldest: $(VENV)/installed-oldest
 	PYTHONPATH=$(VENV)/oldest $(PYTEST) $(OLDEST:%=tests/%.py)
 
+# The same with the newest versions that pip finds today, and what this package relies on inside of them. torch stays as it
+# is, because a newer one comes with gigabytes of CUDA.
+NEWEST = upstream checkpoints/test_old_checkpoints.py caching/test_replay.py $(addprefix test_matrix.py::test_, start \
+	two_steps_train_the_adapter_and_the_head_and_nothing_else reloading_gives_the_same_logits)
+NEWEST_PACKAGES = transformers peft accelerate datasets evaluate huggingface_hub tokenizers safetensors numpy
+test-newest: $(VENV)/newest/made
+	grep '^torch==' requirements-dev.txt > $(VENV)/newest/constraints.txt
+	$(VENV)/newest/bin/python -m pip install --quiet --no-compile --upgrade \
+		--constraint $(VENV)/newest/constraints.txt $(NEWEST_PACKAGES)
+	$(VENV)/newest/bin/python -c "from importlib.metadata import version; \
+		print(*(f'{name} {version(name)}' for name in 'torch $(NEWEST_PACKAGES)'.split()), sep='\n')"
+	OMP_NUM_THREADS=1 $(VENV)/newest/bin/python -m pytest -n auto --dist worksteal \
+		$(NEWEST:%=tests/%) $(OLDEST:%=tests/%.py)
+
+# Docstrings, types (mypy takes a minute or two the first time) and which room may import which, set in pyproject.toml.
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 # Byte code is left to the first import: it takes a third of the installation's time, mostly for files never used.
 $(VENV)/installed: requirements-dev.txt setup.cfg pyproject.toml
@@ -55,6 +74,14 @@ $(VENV)/installed-browser: $(VENV)/installed-tests
 $(VENV)/installed-oldest: requirements-oldest.txt $(VENV)/installed-tests
 	rm -rf $(VENV)/oldest
 	$(VENV)/bin/python -m pip install --quiet --no-compile --no-deps --target $(VENV)/oldest -r requirements-oldest.txt
+	touch $@
+
+# An environment on top of the other: pip installs here only what is newer than there.
+$(VENV)/newest/made: $(VENV)/installed-tests
+	rm -rf $(VENV)/newest
+	$(VENV)/bin/python -m venv --without-pip $(VENV)/newest
+	$(VENV)/bin/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+		> $$($(VENV)/newest/bin/python -c "import site; print(site.getsitepackages()[0])")/below.pth
 	touch $@
 
 clean:

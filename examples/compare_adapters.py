@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +21,15 @@ from pathlib import Path
 import librosa
 import numpy as np
 import torch
-from audio_data import MEL_HOP_SECONDS, minimum_seconds
-from methods import silence_peft
 from peft import PeftConfig, PeftModel
 from transformers import AutoFeatureExtractor
 
 from peft_audio import AutoPeftModelForAudioClassification
-from peft_audio.checkpoints.base_settings import labels_of
-from peft_audio.checkpoints.tensors import read_config
-from peft_audio.config import EncoderAdapterConfig
+from peft_audio.data import MEL_HOP_SECONDS, minimum_seconds
 
 
-silence_peft()
+# PEFT warns of these for every model, and nobody who runs this can do anything about them.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated|Could not find a config file in")
 
 LABEL_SETTINGS = ("id2label", "problem_type")
 Predictions = list[tuple[str, float]]
@@ -197,9 +195,14 @@ def load_adapters(sources: Iterable[str | os.PathLike]) -> Comparison:
     return Comparison(configs[sources[0]].base_model_name_or_path, names, list(groups.values()))
 
 
-def config_of(source: str) -> EncoderAdapterConfig:
-    config = read_config(source, {})
-    if not isinstance(config, EncoderAdapterConfig) or not labels_of(config.base_settings or {}):
+def config_of(source: str) -> PeftConfig:
+    try:
+        config = PeftConfig.from_pretrained(source)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source}: no adapter can be read there ({error}). Give an adapter's folder or id."
+        ) from error
+    if not getattr(config, "labels", None):
         raise ValueError(
             f"Adapter {source!r} ({type(config).__name__}) does not say which labels it was trained on. Give adapters "
             "that this package has trained and saved; those of PEFT's own types do not store their labels."
@@ -229,7 +232,7 @@ def name_adapters(sources: list[str]) -> list[str]:
     return [name if last.count(name) == 1 else source for source, name in zip(sources, last)]
 
 
-def load_feature_extractor(source: str, config: EncoderAdapterConfig):
+def load_feature_extractor(source: str, config: PeftConfig):
     """The feature extractor saved beside the adapter, else the base model's, for the adapter's input length."""
     try:
         feature_extractor = AutoFeatureExtractor.from_pretrained(source)
@@ -242,17 +245,16 @@ def load_feature_extractor(source: str, config: EncoderAdapterConfig):
     return feature_extractor
 
 
-def group_key(config: EncoderAdapterConfig, feature_extractor) -> tuple:
+def group_key(config: PeftConfig, feature_extractor) -> tuple:
     """What adapters must have in common to be on one model and answer in one batch."""
     settings = {name: value for name, value in config.base_settings.items() if name not in LABEL_SETTINGS}
     preprocessing = feature_extractor.to_json_string()
-    return config.peft_type, len(labels_of(config.base_settings)), json.dumps(settings, sort_keys=True), preprocessing
+    return config.peft_type, len(config.labels), json.dumps(settings, sort_keys=True), preprocessing
 
 
-def describe(config: EncoderAdapterConfig, name: str) -> Adapter:
-    labels = labels_of(config.base_settings)
+def describe(config: PeftConfig, name: str) -> Adapter:
     multi_label = config.base_settings.get("problem_type") == "multi_label_classification"
-    return Adapter(name, [labels[index] for index in sorted(labels)], multi_label)
+    return Adapter(name, config.labels, multi_label)
 
 
 def share_tensors(models: list[PeftModel]) -> None:

@@ -13,12 +13,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from audio_data import load_waveform
 from compare_adapters import Comparison, Predictions, load_adapters
 from demo import BACKBONE, MAX_LENGTH, METHODS, make_task, train
 from transformers import AutoFeatureExtractor
 from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging
+
+from peft_audio.data import load_waveform
 
 
 TOP_K = 5

@@ -7,6 +7,7 @@ What stands before the first cell belongs to none. The cell tagged "parameters" 
 
 import argparse
 import ast
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -150,7 +151,5 @@ def main(script: str, description: str, arguments: list[str] | None = None) -> N
         run_cells(path, parameters)
         Console().print(f"Total {time.perf_counter() - started:.0f} s")
         return
-    from reporting import write_json  # takes seconds to import
-
-    write_json(notebook, to_notebook(read_cells(path)))
+    notebook.write_text(json.dumps(to_notebook(read_cells(path)), indent=1) + "\n", encoding="utf-8")
     print(f"{notebook} written")

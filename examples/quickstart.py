@@ -1,9 +1,9 @@
 """A tour of peft_audio in ten steps: adapt, save, load, mix and take off adapters of a small bundled backbone.
 
     python examples/quickstart.py
-    python examples/quickstart.py --notebook quickstart.ipynb    # the same as a notebook, to be run by you
 
-Needs no network, no data and no GPU, and takes less than a minute. VS Code and Jupytext open this file as a notebook.
+Needs no network, no data and no GPU, and takes less than a minute. quickstart.ipynb has the same cells as a notebook,
+made with `python examples/quickstart.py --notebook FILE`.
 """
 
 if __name__ == "__main__" and "get_ipython" not in globals():  # a script: print the text of the cells as well
@@ -43,7 +43,13 @@ from transformers import (
 from transformers.utils import logging
 
 import peft_audio  # registers its tuner types with PEFT
-from peft_audio import AutoPeftModelForAudioClassification, IPETConfig, resize_ast, supported_backbones
+from peft_audio import (
+    AutoPeftModelForAudioClassification,
+    IPETConfig,
+    load_classifier,
+    resize_ast,
+    supported_backbones,
+)
 
 
 # Where the modules below are, for a notebook that is not beside them.
@@ -146,13 +152,7 @@ show(
 def load_backbone(labels):
     """The backbone with an untrained head for `labels`, for clips of 2.56 s."""
     set_seed(0)
-    model = ASTForAudioClassification.from_pretrained(
-        BACKBONE,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        ignore_mismatched_sizes=True,
-    )
-    return resize_ast(model, max_length=MAX_LENGTH)
+    return load_classifier(BACKBONE, labels, max_length=MAX_LENGTH)
 
 
 config = IPETConfig(num_virtual_tokens=4, bottleneck_dim=32, scaling=1.0)
@@ -333,6 +333,6 @@ console.print(f"Trained: {', '.join(name for name, same in unchanged.items() if 
 #
 # - Your own recordings, any backbone and fifteen methods:
 #   `python examples/train_classification.py --method ipet --model_name_or_path MODEL --data_dir DIR --output_dir OUT`
-# - The experiments of the papers, with their settings: `python examples/run_recipe.py --list`
+# - The experiments of the papers, with their settings: `python method_comparison/run_recipe.py --list`
 # - Five methods side by side on the bundled backbone: `python examples/demo.py`
 # - All methods and what to know about them: `README.md`

@@ -1,9 +1,9 @@
 """Scores the trials of speaker verification with a run of `run_recipe.py`: EER, minDCF, and a picture of the errors.
 
-    python examples/run_recipe.py ipet/wav2vec2-voxceleb1 --data_dir VoxCeleb1 --musan_dir musan
+    python method_comparison/run_recipe.py ipet/wav2vec2-voxceleb1 --data_dir VoxCeleb1 --musan_dir musan
     python examples/speaker_verification.py outputs/recipes/ipet/wav2vec2-voxceleb1/trials/seed-0 --data_dir VoxCeleb1
 
-A recording's code is the mean over several segments, the score of a trial the cosine of the angle between two codes. The
+A recording's speaker embedding is the mean over several segments; a trial's score is the cosine of two embeddings. The
 run's folder gets scores.csv (score, label, first, second) and verification.png, the histogram of the scores and the DET
 curve. `--trials` names another list in DIR.
 """
@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "method_comparison"))
+
 from data_sets import Trial, read_trials
 from experiments.backbones import BACKBONES, load_backbone
 from experiments.inputs import Preparation, TestSet, needs_waveforms
@@ -23,17 +27,17 @@ from experiments.recipe import Recipe, RecipeError
 from experiments.runs import RESULT, Setting, training_arguments
 from experiments.trainer import RecipeTrainer, averaged
 from experiments.verification import recordings_of, score_trials
-from feature_cache import FeatureCache
+from files import write_csv
 from peft import PeftModel
 from plots.files import read_entry, save_picture
 from plots.verification import plot_verification
-from reporting import write_csv
 from rich.console import Console
 from run_recipe import TITLES, shown
 from safetensors import safe_open
 from transformers import AutoFeatureExtractor
 from transformers.utils import logging
 
+from peft_audio.data import FeatureCache
 from peft_audio.metrics import equal_error_rate, min_dcf
 
 
@@ -85,7 +89,7 @@ def recipe_of(folder: Path, settings: Mapping[str, object]) -> Recipe:
     except TypeError as error:  # of a version with other settings
         raise RecipeError(f"{folder / RESULT}: is no recipe of this version ({error}). Run it again.") from None
     if recipe.code_size is None:
-        raise RecipeError(f"{folder}: {recipe.name} has no speaker codes. Give the run of a verification recipe.")
+        raise RecipeError(f"{folder}: {recipe.name} has no speaker embeddings. Give the run of a verification recipe.")
     return recipe
 
 
@@ -102,8 +106,8 @@ def measured_by(path: Path) -> dict[str, float]:
     return result.get("average") or {name: values[-1] for name, values in result["epochs"]["test"].items()}
 
 
-def extract_codes(verifier: Verifier, trials: list[Trial], setting: Setting) -> np.ndarray:
-    """The codes of `recordings_of(trials)`, `(recordings, code_size)`, each the mean over its segments.
+def extract_embeddings(verifier: Verifier, trials: list[Trial], setting: Setting) -> np.ndarray:
+    """The speaker embeddings of `recordings_of(trials)`, `(recordings, code_size)`, each the mean over its segments.
 
     Args:
         verifier: the run.
@@ -165,14 +169,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     setting = Setting(output_dir=output_dir, cache_dir=args.cache_dir, trainer=trainer)
     verifier = load_verifier(args.run, args.model_name_or_path)
     trials = read_trials(args.data_dir, args.trials)
-    codes = extract_codes(verifier, trials, setting)
-    scores, labels = score_trials(codes, trials)
+    embeddings = extract_embeddings(verifier, trials, setting)
+    scores, labels = score_trials(embeddings, trials)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_csv(output_dir / SCORES, rows_of(trials, scores))
     save_picture(output_dir / PICTURE, plot_verification(scores, labels))
     metrics = {"equal_error_rate": equal_error_rate(scores, labels), "min_dcf": min_dcf(scores, labels)}
     segments = verifier.recipe.test_segments
-    console.print(f"{len(trials)} trials of {len(codes)} recordings in {segments} segments", highlight=False)
+    console.print(f"{len(trials)} trials of {len(embeddings)} recordings in {segments} segments", highlight=False)
     for name, value in metrics.items():
         at_the_end = shown(name, verifier.measured[name])
         console.print(f"{TITLES[name]} {shown(name, value)}, at the end of the run {at_the_end}", highlight=False)

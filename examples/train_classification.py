@@ -1,183 +1,249 @@
-"""Fine-tunes an audio classifier of transformers with one of the methods in `methods.py`.
+"""Fine-tunes an audio classifier of transformers with one of fifteen methods, on a folder of clips or a Hub data set.
 
-    python examples/train_classification.py --method ipet --num_virtual_tokens 4 --bottleneck_dim 32 \\
+    python train_classification.py --method ipet --num_virtual_tokens 4 --bottleneck_dim 32 \\
         --model_name_or_path MIT/ast-finetuned-audioset-10-10-0.4593 --data_dir DIR --fold 1 --output_dir OUT
 
 All arguments of the Trainer work too. OUT receives the adapter (with `--method full` the model), the feature
-extractor, the model card README.md, curves.png and all_results.json.
+extractor, the model card README.md, curves.png and all_results.json. Needs peft_audio[examples] and no other file.
 """
 
-import functools
+import json
 import logging
 import sys
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import huggingface_hub
 import torch
-from audio_data import AudioCollator, BadAudioError, minimum_seconds
-from clip_table import DataError
-from methods import METHODS, MethodArguments, apply_method, make_config, method_settings
-from peft import PeftModel
-from reporting import CardFacts, plot_curves, write_json, write_model_card
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score
-from training.checkpoints import CheckpointingTrainer
-from training.losses import classification_loss
-from training_data import prepare_data
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModelForAudioClassification,
-    EvalPrediction,
-    HfArgumentParser,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+import transformers
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
+from transformers import AutoConfig, TrainingArguments
 
-from peft_audio import last_complete_checkpoint, resize_ast, save_activations_in_half
-from peft_audio.backbones.table import resolve
+import peft_audio
+from peft_audio import encoder_layers, head_modules, load_classifier, query_value_projections, save_activations_in_half
+from peft_audio.data import (
+    AudioCollator,
+    BadAudioError,
+    DataError,
+    TrainingData,
+    load_feature_extractor,
+    minimum_seconds,
+)
+from peft_audio.metrics import mean_average_precision
+from peft_audio.trainer import AudioTrainer, logits_of, parameter_counts, plot_curves, saved_bytes
 
 
 logger = logging.getLogger(__name__)
+
+
+def silence_peft() -> None:
+    """Hides what PEFT warns of for every model, though audio classifiers have no vocabulary that it could look for."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated|Could not find a config file in")
+
+
+silence_peft()
 
 
 class UsageError(ValueError):
     """Arguments that do not fit together; the message says which, and the way out."""
 
 
+# ---- Methods ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """What trains, its PEFT configuration (None: no adapter), the fields of it that differ from its defaults, the options
+    of the command line that it takes, and the fields that depend on the model (options go first)."""
+
+    summary: str
+    config_class: type[PeftConfig] | None
+    presets: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    learning_rate: float = 1e-3
+    model_fields: Callable[[nn.Module], dict[str, Any]] = lambda model: {}
+
+
+# Options of the command line whose field in the configuration has a name that would say too little there.
+FIELD_NAMES = {"adapter_activation": "activation", "adapter_dropout": "dropout", "lora_r": "r"}
+PROMPT = ("num_virtual_tokens", "prompt_dropout", "prompt_init")
+WIDTH = ("layers_to_transform", "bottleneck_dim", "reduction_factor", "scaling", "adapter_dropout")
+BOTTLENECK = (*WIDTH, "adapter_activation")
+PARALLEL = (*BOTTLENECK, "adapter_input", "learn_scaling", "use_bias", "spatial_adapter", "spatial_bottleneck_dim")
+CONVOLUTION = (*BOTTLENECK, "attention_kernel", "mlp_kernel", "adapter_input", "use_bias")
+SITES = ("sites", "placement", "residual", "train_layer_norms")
+
+IPET = {"adapter_input": "residual", "activation": "relu", "scaling": 0.1, "dropout": 0.1}
+AAT_M = {"adapter_input": "normalized", "activation": "gelu", "scaling": 1.0, "dropout": 0.0, "reduction_factor": 4}
+AAT_MS = AAT_M | {"spatial_adapter": True}
+BITFIT = {"target_modules": DUMMY_TARGET_MODULES, "bias": "all"}  # needs no projections to train all biases
+NO_LAYER = {"layers_to_transform": []}  # trains the head alone, and saves it as the other methods do
+
+# fmt: off
+METHODS = {
+    "full": Method("all parameters", None, learning_rate=1e-4),
+    "linear_probe": Method("the head alone", peft_audio.ParallelMLPAdapterConfig, NO_LAYER),
+    "partial": Method("the head and the upper half of the encoder layers", peft_audio.ParallelMLPAdapterConfig, NO_LAYER,
+        learning_rate=1e-4, model_fields=lambda model: {
+            "modules_to_save": head_modules(model) + encoder_layers(model)[len(encoder_layers(model)) // 2:]}),
+    "bitfit": Method("the head and all biases", LoraConfig, BITFIT,
+        model_fields=lambda model: {"modules_to_save": head_modules(model)}),
+    "lora": Method("LoRA on the query and value projections", LoraConfig, {"r": 8, "lora_alpha": 16},
+        ("lora_r", "lora_alpha", "lora_dropout"), model_fields=lambda model: {
+            "modules_to_save": head_modules(model), "target_modules": query_value_projections(model)}),
+    "input_prompt": Method("values on the border of the model's input", peft_audio.InputPromptConfig, {},
+        ("prompt_size",), learning_rate=1e-2),
+    "embedding_prompt": Method("prompts in every layer", peft_audio.EmbeddingPromptConfig, {},
+        ("layers_to_transform", *PROMPT)),
+    "parallel_mlp": Method("IPET's adapter without its prompts", peft_audio.ParallelMLPAdapterConfig, IPET, PARALLEL),
+    "time_freq_conv": Method("LoAA's convolutions over time and frequency, beside attention and the feed-forward blocks",
+        peft_audio.TimeFreqConvAdapterConfig, {}, CONVOLUTION),
+    "bottleneck": Method("bottleneck adapters beside or behind the blocks", peft_audio.BottleneckAdapterConfig, {},
+        BOTTLENECK + SITES),
+    "conformer": Method("Conformer adapters beside or behind the blocks", peft_audio.BottleneckAdapterConfig,
+        {"block": "conformer"}, (*WIDTH, "conv_kernel", *SITES)),
+    "aat_m": Method("AAT's adapter beside the feed-forward blocks", peft_audio.ParallelMLPAdapterConfig, AAT_M, PARALLEL),
+    "aat_ms": Method("AAT's adapters beside the feed-forward blocks and after attention",
+        peft_audio.ParallelMLPAdapterConfig, AAT_MS, PARALLEL),
+    # VPT's start is worked out from the patch size; models of waveforms have none.
+    "joint": Method("AAT's two adapters and prompts", peft_audio.IPETConfig, AAT_MS | {"num_virtual_tokens": 12},
+        PROMPT + PARALLEL, model_fields=lambda model: {
+            "prompt_init": "vpt" if hasattr(model.config, "patch_size") else "xavier_uniform"}),
+    "ipet": Method("prompts in every layer and an adapter beside the feed-forward blocks", peft_audio.IPETConfig, {},
+        PROMPT + PARALLEL),
+}
+# fmt: on
+
+
+def make_config(method: str, **options) -> PeftConfig | None:
+    """The PEFT configuration of `method` with these options; None for "full".
+
+    Raises:
+        ValueError: the method is unknown, or an option is not one of its own or has an unusable value.
+    """
+    if method not in METHODS:
+        raise ValueError(f"--method {method} is unknown, choose one of: {', '.join(sorted(METHODS))}.")
+    row = METHODS[method]
+    for name in options.keys() - set(row.options):
+        taken = ", ".join(f"--{option}" for option in row.options) or "no options"
+        users = ", ".join(other for other, candidate in METHODS.items() if name in candidate.options)
+        hint = f"Leave it out, or use a method that takes it: {users}." if users else "It is no option at all."
+        raise ValueError(f"--method {method} does not take --{name}; it takes {taken}. {hint}")
+    settings = {FIELD_NAMES.get(name, name): parse_kernel(name, value) for name, value in options.items()}
+    presets = dict(row.presets)
+    if "bottleneck_dim" in options:
+        presets.pop("reduction_factor", None)  # a preset width gives way to the one asked for
+    return row.config_class and row.config_class(**presets | settings)
+
+
+def parse_kernel(option: str, value: Any) -> Any:
+    """A kernel size from FREQUENCYxTIME, auto or none; values of other options as they are."""
+    if not option.endswith("_kernel") or not isinstance(value, str) or value == "auto":
+        return value
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in value.split("x"))
+    if value != "none" and (len(sizes) != 2 or any(size % 2 == 0 for size in sizes)):
+        raise ValueError(
+            f"--{option} must be FREQUENCYxTIME, two odd numbers (e.g. 1x3), auto or none, got {value!r}."
+        )
+    return None if value == "none" else sizes
+
+
+def apply_method(model: nn.Module, method: str, **options) -> nn.Module:
+    """Sets a classifier up for `method`: puts a `PeftModel` around it; for "full" all its parameters train.
+
+    Raises:
+        ValueError: as `make_config`, or the method does not fit this model.
+    """
+    config = make_config(method, **options)
+    if config is None:
+        return model.requires_grad_(True)
+    for name, value in METHODS[method].model_fields(model).items():
+        if name not in options:
+            setattr(config, name, value)
+    if isinstance(config, LoraConfig) and hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()  # else its backward pass runs for nothing; BitFit lets its biases train again
+    return get_peft_model(model, config)
+
+
+# ---- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def argument(default: Any, help_text: str, **more) -> Any:
+    return field(default=default, metadata={"help": help_text, **more})
+
+
 @dataclass
 class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "The pretrained model: a folder, or a name on the Hub."})
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "AST: frames (10 ms) the input is cut or padded to; the model's own if left out."},
-    )
-    half_precision_activations: bool = field(
-        default=False, metadata={"help": "Keep what the backward pass needs of adapted layers in float16."}
-    )
+    max_length: int | None = argument(None, "AST: frames (10 ms) of the input; the model's own if left out.")
+    half_precision_activations: bool = argument(False, "Keep what adapted layers save for backward in float16.")
 
 
 @dataclass
 class DataArguments:
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Class folders, or metadata.csv (file_name, label, optionally fold or split)."}
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, instead of --data_dir."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of that data set."})
-    audio_column_name: str = field(default="audio", metadata={"help": "Its column with the audio."})
-    label_column_name: str = field(default="label", metadata={"help": "Its column with the labels."})
-    fold: str | None = field(default=None, metadata={"help": "Test on this fold, train on the rest."})
-    test_fraction: float = field(
-        default=0.2, metadata={"help": "Share of the clips that test, where neither fold nor split says which."}
-    )
-    max_seconds: float | None = field(default=None, metadata={"help": "Cut longer clips to this length."})
-    cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Keep the features in this folder, for other runs too; in memory if left out."},
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "Train while --dataset_name is being fetched; needs --max_steps."}
-    )
-    shuffle_buffer: int = field(default=1000, metadata={"help": "Clips of a stream that each next one is drawn from."})
-    skip_bad_files: bool = field(
-        default=False, metadata={"help": "Leave unusable audio files out (and list them) instead of stopping."}
-    )
+    data_dir: str | None = argument(None, "Class folders, or metadata.csv (file_name, label, maybe fold or split).")
+    dataset_name: str | None = argument(None, "A data set on the Hub, instead of --data_dir.")
+    dataset_config_name: str | None = argument(None, "The configuration of that data set.")
+    audio_column_name: str = argument("audio", "Its column with the audio.")
+    label_column_name: str = argument("label", "Its column with the labels.")
+    fold: str | None = argument(None, "Test on this fold, train on the rest.")
+    test_fraction: float = argument(0.2, "Share of the clips that test, where neither fold nor split says which.")
+    max_seconds: float | None = argument(None, "Cut longer clips to this length.")
+    cache_dir: str | None = argument(None, "Keep the features in this folder, for other runs too; else in memory.")
+    streaming: bool = argument(False, "Train while --dataset_name is being fetched; needs --max_steps.")
+    shuffle_buffer: int = argument(1000, "Clips of a stream that each next one is drawn from.")
+    skip_bad_files: bool = argument(False, "Leave unusable audio files out (and list them) instead of stopping.")
+
+
+# Options whose type is not that of the configuration's default.
+OPTION_TYPES = {"layers_to_transform": list[int], "sites": list[str], "reduction_factor": int}
+OPTION_TYPES |= {"spatial_bottleneck_dim": int, "residual": bool}
+
+
+def method_argument(option: str) -> tuple[str, Any, Any]:
+    """A field of a configuration as an argument, which is None where it is left out."""
+    config_class = next(row.config_class for row in METHODS.values() if option in row.options)
+    original = config_class.__dataclass_fields__[FIELD_NAMES.get(option, option)]
+    kind = OPTION_TYPES.get(option, type(original.default))
+    switch = {"nargs": "?", "const": True} if kind is bool else {}  # "True" can be left out
+    return option, kind | None, argument(None, original.metadata.get("help", ""), **switch)
+
+
+METHOD = ("method", str, field(metadata={"help": "What is trained.", "choices": sorted(METHODS)}))
+OPTIONS = dict.fromkeys(option for row in METHODS.values() for option in row.options)
+GIVEN = {"options": lambda self: {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}}
+MethodArguments = make_dataclass("MethodArguments", [METHOD, *map(method_argument, OPTIONS)], namespace=GIVEN)
 
 
 @dataclass
-class AudioTrainingArguments(TrainingArguments):
-    """The Trainer's arguments, with defaults for this job."""
-
-    num_train_epochs: float = field(default=15, metadata={"help": "Number of training epochs."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Training clips a step and device."})
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Evaluation clips a step and device."})
-    learning_rate: float | None = field(default=None, metadata={"help": "The method's own if left out."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate's schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or (below 1) share of all steps."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, epoch or steps."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, epoch or steps."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write checkpoints: no, epoch or steps."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept."})
-    report_to: str | None = field(default="none", metadata={"help": "Where to log besides, e.g. tensorboard."})
-    hub_strategy: str = field(default="end", metadata={"help": "When to push to the Hub, with --push_to_hub."})
-    dataloader_pin_memory: bool = field(
-        default=torch.accelerator.is_available(), metadata={"help": "Pin memory; of use with an accelerator only."}
-    )
-
-
-def main(arguments: list[str] | None = None) -> dict:
-    """Trains as the command line (or `arguments`) says. Returns the content of all_results.json."""
-    model_args, data_args, method_args, args = parse_arguments(arguments)
-    set_seed(args.seed)
-
-    config = load_config(model_args.model_name_or_path)
-    feature_extractor = load_feature_extractor(model_args.model_name_or_path, config, model_args.max_length)
-    min_seconds = minimum_seconds(config, feature_extractor.sampling_rate)
-    if data_args.max_seconds is not None and data_args.max_seconds < min_seconds:
-        raise UsageError(f"--max_seconds {data_args.max_seconds}: this model needs at least {min_seconds:.3f} s.")
-    data = prepare_data(data_args, feature_extractor, min_seconds, args.seed)
-    if args.load_best_model_at_end and data.evaluation is data.test:
-        logger.warning("There is no validation split, so the best checkpoint is chosen by the test clips.")
-
-    model = load_model(model_args.model_name_or_path, data.labels, data.multi_label, model_args.max_length)
-    try:
-        model = apply_method(model, method_args.method, **method_args.options())
-        if model_args.half_precision_activations:
-            save_activations_in_half(model)
-    except ValueError as error:  # what only the model shows, e.g. a kernel over frequency on a model of waveforms
-        raise UsageError(f"--method {method_args.method}: {error}") from error
-    trainer = build_trainer(model, args, feature_extractor, data.train, data.evaluation, data.multi_label)
-    train_result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    test_metrics = trainer.evaluate(data.test)
-    test_samples, errors = standard_errors(trainer, data.test)
-    trainer.save_model(_internal_call=True)  # else it pushes to the Hub at once, without the card
-
-    results = {
-        "method": method_args.method,
-        "learning_rate": args.learning_rate,
-        **train_result.metrics,
-        **test_metrics,
-        **errors,
-        **parameter_counts(model),
-        "adapter_bytes": saved_bytes(Path(args.output_dir), method_args.method),
-        "train_seconds": train_result.metrics["train_runtime"],
-        "train_samples": None if data_args.streaming else len(data.train),
-        "eval_samples": test_samples,
-        "skipped_files": data.skipped,
-    }
-    if trainer.is_world_process_zero():
-        facts = CardFacts(
-            location=(args.push_to_hub and trainer.hub_model_id) or args.output_dir,
-            base_model=model_args.model_name_or_path,
-            method=method_args.method,
-            summary=METHODS[method_args.method].summary,
-            settings=method_settings(model, method_args.method),
-            labels=data.labels,
-            multi_label=data.multi_label,
-            sampling_rate=feature_extractor.sampling_rate,
-            max_length=getattr(model.config, "max_length", None) if hasattr(config, "patch_size") else None,
-            resized=model_args.max_length is not None,
-            results=results,
-            data=data.description,
-            dataset_name=data_args.dataset_name,
-        )
-        write_reports(Path(args.output_dir), facts, trainer.state.log_history)
-        if args.push_to_hub:
-            upload(trainer)
-    return results
+class AudioTrainingArguments(TrainingArguments):  # with defaults for this job
+    num_train_epochs: float = argument(15, "Number of training epochs.")
+    per_device_train_batch_size: int = argument(16, "Training clips a step and device.")
+    per_device_eval_batch_size: int = argument(32, "Evaluation clips a step and device.")
+    learning_rate: float | None = argument(None, "The method's own if left out.")
+    lr_scheduler_type: str = argument("cosine", "The learning rate's schedule.")
+    warmup_steps: float = argument(0.1, "Warm-up: steps, or (below 1) share of all steps.")
+    eval_strategy: str = argument("epoch", "When to evaluate: no, epoch or steps.")
+    logging_strategy: str = argument("epoch", "When to log: no, epoch or steps.")
+    save_strategy: str = argument("epoch", "When to write checkpoints: no, epoch or steps.")
+    save_total_limit: int | None = argument(1, "Checkpoints kept.")
+    report_to: str | None = argument("none", "Where to log besides, e.g. tensorboard.")
+    hub_strategy: str = argument("end", "When to push to the Hub, with --push_to_hub.")
+    dataloader_pin_memory: bool = argument(torch.accelerator.is_available(), "Pin memory, for an accelerator.")
 
 
 def parse_arguments(arguments: list[str] | None = None):
     """The four groups of arguments, checked. Raises `UsageError` where they do not fit together."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, MethodArguments, AudioTrainingArguments))
+    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, MethodArguments, AudioTrainingArguments))
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) == 1 and arguments[0].endswith(".json"):
-        parsed = parser.parse_json_file(arguments[0])
-    else:
-        parsed = parser.parse_args_into_dataclasses(arguments)
+    is_file = len(arguments) == 1 and arguments[0].endswith(".json")
+    parsed = parser.parse_json_file(arguments[0]) if is_file else parser.parse_args_into_dataclasses(arguments)
     _, data_args, method_args, args = parsed
     try:
         make_config(method_args.method, **method_args.options())
@@ -197,74 +263,26 @@ def parse_arguments(arguments: list[str] | None = None):
     return parsed
 
 
-def load_config(name: str):
-    """The configuration of the model. Raises `UsageError` where there is no such model."""
-    try:
-        return AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise UsageError(
-            f"--model_name_or_path {name}: neither a folder with a model, nor a model that can be had from the Hub "
-            f"({str(error).splitlines()[0]})"
-        ) from None
+# ---- The run ---------------------------------------------------------------------------------------------------------
 
 
-def load_feature_extractor(name: str, config, max_length: int | None = None):
-    """The model's feature extractor, its number of frames that of the model (AST), or `max_length` if given."""
-    feature_extractor = AutoFeatureExtractor.from_pretrained(name)
-    if hasattr(config, "patch_size"):
-        feature_extractor.max_length = max_length or config.max_length
-    elif max_length is not None:
-        raise UsageError(
-            f"--max_length {max_length} is for AST, whose input has a fixed number of frames; {name} is of type "
-            f"{config.model_type!r}. To cut long clips use --max_seconds."
-        )
-    return feature_extractor
-
-
-def load_model(name: str, labels: list[str], multi_label: bool = False, max_length: int | None = None, **options):
-    """The pretrained classifier with these labels and a new output layer, taking `max_length` frames (AST); `options`
-    are fields of its configuration."""
-    old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
-    model = AutoModelForAudioClassification.from_pretrained(
-        name,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        problem_type=f"{'multi' if multi_label else 'single'}_label_classification",
-        ignore_mismatched_sizes=True,
-        **options,
-    )
-    if old_labels != labels and len(old_labels) == len(labels):
-        renew_output_layer(model)  # as many labels, but other ones: the old weights were loaded
-    if max_length is not None:
-        resize_ast(model, max_length=max_length)
-    return model
-
-
-def renew_output_layer(model: PreTrainedModel) -> None:
-    for name in resolve(model).head:
-        for module in model.get_submodule(name).modules():
-            if isinstance(module, torch.nn.Linear) and module.out_features == model.config.num_labels:
-                torch.nn.init.normal_(module.weight, std=model.config.initializer_range)
-                torch.nn.init.zeros_(module.bias)
-
-
-def build_trainer(model, args, feature_extractor, train_set, eval_set, multi_label: bool) -> Trainer:
-    return CheckpointingTrainer(
-        model=model,
-        args=args,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        data_collator=AudioCollator(feature_extractor),
-        processing_class=feature_extractor,
-        compute_metrics=multi_label_metrics if multi_label else single_label_metrics,
-        compute_loss_func=functools.partial(classification_loss, label_smoothing=args.label_smoothing_factor),
-        callbacks=[GradientCheck()],
-    )
+def load_data(args: DataArguments, feature_extractor, min_seconds: float, seed: int) -> TrainingData:
+    columns = {"audio_column": args.audio_column_name, "label_column": args.label_column_name}
+    limits = {"min_seconds": min_seconds, "max_seconds": args.max_seconds, "skip_bad_files": args.skip_bad_files}
+    if args.streaming:
+        options = {"config_name": args.dataset_config_name, "shuffle_buffer": args.shuffle_buffer, "seed": seed}
+        return peft_audio.data.prepare_stream(args.dataset_name, feature_extractor, **options, **columns, **limits)
+    if args.dataset_name:
+        table = peft_audio.data.read_hub_dataset(args.dataset_name, args.dataset_config_name, **columns)
+    else:
+        table = peft_audio.data.read_audiofolder(args.data_dir)
+    split = {"fold": args.fold, "test_fraction": args.test_fraction, "seed": seed}
+    return peft_audio.data.prepare_clips(table, feature_extractor, cache_dir=args.cache_dir, **split, **limits)
 
 
 def single_label_metrics(prediction) -> dict[str, float]:
     """Accuracy and macro-F1 of logits (clips, labels) against class indices (clips,)."""
-    predicted = first(prediction.predictions).argmax(axis=-1)
+    predicted = logits_of(prediction.predictions).argmax(axis=-1)
     return {
         "accuracy": accuracy_score(prediction.label_ids, predicted),
         "macro_f1": f1_score(prediction.label_ids, predicted, average="macro", zero_division=0),
@@ -272,114 +290,110 @@ def single_label_metrics(prediction) -> dict[str, float]:
 
 
 def multi_label_metrics(prediction) -> dict[str, float]:
-    """Mean average precision and micro-F1 of logits (clips, labels) against 0/1 targets (clips, labels).
-
-    Average precision is the mean over the labels that some clip has: it is undefined for the others.
-    """
-    logits, targets = first(prediction.predictions), prediction.label_ids
-    present = targets.any(axis=0)
+    """Mean average precision (over the labels that some clip has) and micro-F1 against 0/1 targets (clips, labels)."""
+    logits, targets = logits_of(prediction.predictions), prediction.label_ids
     return {
-        "map": average_precision_score(targets[:, present], logits[:, present], average="macro"),
+        "map": mean_average_precision(logits, targets),
         "micro_f1": f1_score(targets, logits > 0, average="micro", zero_division=0),
     }
 
 
-def standard_errors(trainer: Trainer, test_set, num_resamples: int = 100) -> tuple[int, dict[str, float]]:
-    """The number of test clips, and by eval_<metric>_standard_error the bootstrap standard error over them of every
-    metric, 0 for a single clip."""
-    output = trainer.predict(test_set)
-    logits, targets = first(output.predictions), output.label_ids
-
-    def metrics_of(clips: np.ndarray) -> np.ndarray:
-        return np.array(list(trainer.compute_metrics(EvalPrediction(logits[clips], targets[clips])).values()))
-
-    random = np.random.default_rng(0)
-    resamples = random.integers(len(targets), size=(num_resamples, len(targets)))
-    errors = np.std([metrics_of(clips) for clips in resamples], axis=0, ddof=1)
-    names = trainer.compute_metrics(EvalPrediction(logits, targets))
-    return len(targets), {f"eval_{name}_standard_error": float(error) for name, error in zip(names, errors)}
-
-
-def first(predictions) -> np.ndarray:
-    """The logits; a model set to return its hidden states puts them behind."""
-    return predictions[0] if isinstance(predictions, tuple) else predictions
+def load_inputs(args: ModelArguments, max_seconds: float | None):
+    """The model's feature extractor, and the length in seconds of the shortest clip that it takes."""
+    name = args.model_name_or_path
+    try:
+        feature_extractor = load_feature_extractor(name, args.max_length)
+        min_seconds = minimum_seconds(AutoConfig.from_pretrained(name), feature_extractor.sampling_rate)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--model_name_or_path {name}: neither a folder nor a model on the Hub ({reason})") from None
+    except ValueError as error:  # e.g. max_length for a model of waveforms
+        raise UsageError(f"--{error}") from None
+    if max_seconds is not None and max_seconds < min_seconds:
+        raise UsageError(f"--max_seconds {max_seconds}: this model needs at least {min_seconds:.3f} s.")
+    return feature_extractor, min_seconds
 
 
-class GradientCheck(TrainerCallback):
-    """Warns when parameters that should train have had no gradient in the whole first epoch."""
-
-    def __init__(self):
-        self.waiting = None
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.waiting is None:
-            self.waiting = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.waiting = {name: parameter for name, parameter in self.waiting.items() if parameter.grad is None}
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.waiting:
-            logger.warning(
-                "%d of the parameters to train got no gradient, so they stay as they are: %s%s. If they are the "
-                "method's own, it cannot reach this kind of model: choose another --method.",
-                len(self.waiting),
-                ", ".join(list(self.waiting)[:3]),
-                ", ..." if len(self.waiting) > 3 else "",
-            )
-            self.waiting = {}
-
-
-def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """The checkpoint folder to go on from: the one named, or the last complete one in the output folder for "True"."""
-    wanted = args.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() == "false":
-        return None
-    found = last_complete_checkpoint(args.output_dir) if str(wanted).lower() in ("true", "last") else wanted
-    if found is None or not Path(found).is_dir():
-        raise UsageError(
-            f"--resume_from_checkpoint {wanted}: no such checkpoint. Give a checkpoint-N folder, or True for the last "
-            f"one in {args.output_dir}."
-        )
-    return found
-
-
-def parameter_counts(model) -> dict[str, int]:
-    """Trainable and total parameters, as PEFT's `print_trainable_parameters` counts them."""
-    if isinstance(model, PeftModel):
-        trainable, total = model.get_nb_trainable_parameters()
-    else:
-        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        total = sum(parameter.numel() for parameter in model.parameters())
-    return {"trainable_parameters": trainable, "total_parameters": total}
-
-
-def saved_bytes(folder: Path, method: str) -> int:
-    """Size of the weights a run has saved: the adapter's, or the whole model's."""
-    pattern = "model*.safetensors" if method == "full" else "adapter_model.safetensors"
-    return sum(file.stat().st_size for file in folder.glob(pattern))
-
-
-def write_reports(folder: Path, facts: CardFacts, log_history: list[dict]) -> None:
-    plot_curves(log_history, folder / "curves.png", tuple(facts.metrics))
-    write_model_card(folder, facts)
-    write_json(folder / "all_results.json", facts.results)
-
-
-def upload(trainer: Trainer) -> None:
-    """Pushes the output folder as it is. (`Trainer.push_to_hub` would replace the card by its own.)"""
-    from huggingface_hub import upload_folder
-
-    upload_folder(
-        repo_id=trainer.hub_model_id,
-        folder_path=trainer.args.output_dir,
-        token=trainer.args.hub_token,
-        ignore_patterns=["checkpoint-*", "_*"],
-        commit_message="Training finished",
+def main(arguments: list[str] | None = None) -> dict:
+    """Trains as the command line (or `arguments`) says. Returns the content of all_results.json."""
+    model_args, data_args, method_args, args = parse_arguments(arguments)
+    transformers.set_seed(args.seed)
+    feature_extractor, min_seconds = load_inputs(model_args, data_args.max_seconds)
+    data = load_data(data_args, feature_extractor, min_seconds, args.seed)
+    if args.load_best_model_at_end and data.evaluation is data.test:
+        logger.warning("There is no validation split, so the best checkpoint is chosen by the test clips.")
+    model = load_classifier(
+        model_args.model_name_or_path, data.labels, multi_label=data.multi_label, max_length=model_args.max_length
     )
+    try:
+        model = apply_method(model, method_args.method, **method_args.options())
+        if model_args.half_precision_activations:
+            save_activations_in_half(model)
+    except ValueError as error:  # what only the model shows, e.g. a kernel over frequency on a model of waveforms
+        raise UsageError(f"--method {method_args.method}: {error}") from error
+    metrics = multi_label_metrics if data.multi_label else single_label_metrics
+    sets = {"train_dataset": data.train, "eval_dataset": data.evaluation}
+    parts = {"data_collator": AudioCollator(feature_extractor), "processing_class": feature_extractor}
+    trainer = AudioTrainer(model, args, **sets, **parts, compute_metrics=metrics)
+    training = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    results = {"method": method_args.method, "learning_rate": args.learning_rate, **training}
+    results |= tested(trainer, data)
+    trainer.save_model(_internal_call=True)  # else it pushes to the Hub at once, without the card
+    results |= {"adapter_bytes": saved_bytes(args.output_dir), "train_seconds": training["train_runtime"]}
+    if trainer.is_world_process_zero():
+        write_reports(trainer, data, data_args, results)
+    return results
+
+
+def tested(trainer: AudioTrainer, data: TrainingData) -> dict[str, Any]:
+    """The metrics of the test clips, with their bootstrap standard errors, and the sizes of model and data."""
+    metrics, output = trainer.evaluate(data.test), trainer.predict(data.test)
+    metrics |= {f"eval_{name}_standard_error": error for name, error in trainer.standard_errors(output).items()}
+    train_samples = len(data.train) if hasattr(data.train, "__len__") else None  # a stream has no length
+    samples = {"train_samples": train_samples, "eval_samples": len(output.label_ids), "skipped_files": data.skipped}
+    return metrics | parameter_counts(trainer.model) | samples
+
+
+def describe(results: dict, data: TrainingData, data_name: str) -> str:
+    """The part of the model card on the training."""
+    share = 100 * results["trainable_parameters"] / results["total_parameters"]
+    return f"""Data: {data_name}, {data.description}.
+
+- method: {results["method"]} ({METHODS[results["method"]].summary})
+- learning rate: {results["learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
+- trainable parameters: {results["trainable_parameters"]:,} of {results["total_parameters"]:,} ({share:.2f} %)
+
+The results are of {results["eval_samples"]} test clips, +- their bootstrap standard error.
+
+![Loss and metrics by epoch](curves.png)"""
+
+
+def write_reports(trainer: AudioTrainer, data: TrainingData, data_args: DataArguments, results: dict) -> None:
+    """Writes curves.png, the model card and all_results.json, and pushes the folder to the Hub if asked to."""
+    args, folder, hub_name = trainer.args, Path(trainer.args.output_dir), data_args.dataset_name
+    names = ["map", "micro_f1"] if data.multi_label else ["accuracy", "macro_f1"]
+    plot_curves(trainer.state.log_history, folder / "curves.png", names)
+    scores = {name: (results[f"eval_{name}"], results[f"eval_{name}_standard_error"]) for name in names}
+    metrics = ["average_precision" if data.multi_label else "accuracy", "f1"]
+    metadata = {"metrics": metrics, "tags": [results["method"]], **({"datasets": [hub_name]} if hub_name else {})}
+    peft_audio.write_card(
+        folder,
+        model=trainer.model,
+        location=(args.push_to_hub and trainer.hub_model_id) or args.output_dir,
+        training=describe(results, data, hub_name or Path(data_args.data_dir).name),
+        results=scores | {"loss": results["eval_loss"]},
+        metadata=metadata,
+    )
+    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if args.push_to_hub:  # as it is: Trainer.push_to_hub would replace the card by its own
+        content = {"folder_path": args.output_dir, "ignore_patterns": ["checkpoint-*", "_*"]}
+        content["commit_message"] = "Training finished"
+        huggingface_hub.upload_folder(repo_id=trainer.hub_model_id, token=args.hub_token, **content)
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         main()
-    except (BadAudioError, DataError, UsageError) as error:
+    except (BadAudioError, DataError, UsageError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -7,7 +7,8 @@ Importing the package registers its tuner types, so `get_peft_model`, `PeftModel
 from .ast.from_ssast import ast_from_ssast
 from .ast.from_vit import ast_from_vit
 from .ast.resize import resize_ast
-from .auto import AutoPeftModelForAudioClassification
+from .auto import AutoPeftModelForAudioClassification, load_classifier
+from .backbones.module_names import encoder_layers, head_modules, query_value_projections
 from .backbones.spec import EncoderSpec
 from .backbones.table import register_backbone, supported_backbones
 from .caching import cache_frozen
@@ -51,7 +52,11 @@ __all__ = [
     "ast_from_ssast",
     "ast_from_vit",
     "cache_frozen",
+    "encoder_layers",
+    "head_modules",
     "last_complete_checkpoint",
+    "load_classifier",
+    "query_value_projections",
     "register_backbone",
     "resize_ast",
     "save_activations_in_half",

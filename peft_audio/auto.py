@@ -1,10 +1,10 @@
-"""Loading a trained adapter together with its base model in one call."""
+"""Loading a trained adapter together with its base model in one line, and a pretrained model for new labels."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Optional, Union
 
@@ -18,9 +18,10 @@ from huggingface_hub.errors import (
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
-from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .ast.resize import resize_ast
 from .backbones.table import resolve
 from .checkpoints.base_settings import check_settings, set_labels
 from .checkpoints.restoring import restore_settings
@@ -199,3 +200,52 @@ def _check_head(model: nn.Module, saved_head: tuple[str, ...], weights: Tensors,
     missing = [key for key in needed if key not in weights]
     if missing:
         raise ValueError(f"The checkpoint of adapter {source!r} lacks {', '.join(missing)}. Was it cut short?")
+
+
+def load_classifier(
+    name: Union[str, os.PathLike],
+    labels: Sequence[str],
+    *,
+    multi_label: bool = False,
+    max_length: Optional[int] = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a pretrained model as a classifier for these labels, with a new output layer.
+
+    `from_pretrained(..., ignore_mismatched_sizes=True)` alone would keep the old output layer where it has as many labels
+    by chance.
+
+    Args:
+        name: folder or Hub id of the model.
+        labels: the names of the labels, in the order of the model's outputs.
+        multi_label: whether a clip can have several labels.
+        max_length: frames of 10 ms that an AST is to take, see `resize_ast`; None for the model's own.
+        kwargs: for `AutoModelForAudioClassification.from_pretrained`.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: the model type is not supported, or `max_length` is given and the model is no AST.
+    """
+    labels = list(labels)
+    old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
+    model = AutoModelForAudioClassification.from_pretrained(
+        name,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type=f"{'multi' if multi_label else 'single'}_label_classification",
+        ignore_mismatched_sizes=True,
+        **kwargs,
+    )
+    if old_labels != labels and len(old_labels) == len(labels):
+        _renew_output_layer(model)
+    if max_length is not None:
+        resize_ast(model, max_length=max_length)
+    return model
+
+
+def _renew_output_layer(model: PreTrainedModel) -> None:
+    for name in resolve(model).head:
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels:
+                torch.nn.init.normal_(module.weight, std=model.config.initializer_range)
+                torch.nn.init.zeros_(module.bias)

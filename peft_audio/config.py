@@ -106,6 +106,12 @@ class EncoderAdapterConfig(PeftConfig):
         require(is_list and len(set(layers)) == len(layers), "layers_to_transform", rule, layers)
 
     @property
+    def labels(self) -> list[str]:
+        """The names of the labels that the adapter was trained on, in the order of its head's outputs; may be empty."""
+        labels = (self.base_settings or {}).get("id2label") or {}
+        return [labels[index] for index in sorted(labels, key=int)]
+
+    @property
     def target_modules(self) -> Optional[str]:
         """What PEFT is told about the modules to adapt: a value that stands for none, or None.
 

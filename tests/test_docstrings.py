@@ -19,6 +19,7 @@ DOCUMENTED = {
     "AutoPeftModelForAudioClassification": peft_audio,
     "ast_from_ssast": peft_audio,
     "ast_from_vit": peft_audio,
+    "cache_frozen": peft_audio,
     "equal_error_rate": peft_audio.metrics,
     "last_complete_checkpoint": peft_audio,
     "mean_average_precision": peft_audio.metrics,

@@ -219,7 +219,7 @@ def test_a_copy_stands_on_its_own(backbone, method):
 
 def test_frozen_front_end_runs_no_backward_pass(backbone, method):
     model = adapted(backbone, method).train()
-    front_end = resolve(model.get_base_model()).front_end
+    front_end = resolve(model.get_base_model()).feature_encoder
     if front_end is None:
         pytest.skip("no convolutional front end")
     outputs = []

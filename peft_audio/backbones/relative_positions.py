@@ -1,7 +1,7 @@
-"""What attention modules are told about positions, when prompts stand in front of their tokens.
+"""Relative positions when prompts stand in front of the tokens that attention reads.
 
-Where a model adds positions to its input, attention is told nothing. The models here hand relative positions to every
-layer, made for the tokens alone: prompts take the positions in front of the first token, as if they were tokens.
+Most models add positions to their input once, and attention gets none. The models here pass relative positions to the
+attention of every layer, made for the tokens alone. Prompts take the positions in front of the first token.
 """
 
 from __future__ import annotations
@@ -19,14 +19,25 @@ from ..upstream.hooks import owners_of_hooks, remove_hooks
 
 @dataclass(frozen=True)
 class PositionRule:
-    """How one architecture's positions grow with the prompts.
+    """How the relative positions of an architecture grow with prompts.
 
     Args:
-        grow: `(source, tokens, num_prompts, arguments) -> arguments to replace`, with the module at `source`, what
-            attention will see (prompts and tokens, `(batch, prompts + tokens, d)`), and attention's arguments by name.
+        grow: `(source, tokens, num_prompts, arguments) -> arguments to replace`. It gets the module at `source`, what
+            attention will read (prompts and tokens, `(batch, prompts + tokens, d)`), the number of prompts and
+            attention's arguments by name.
         crop: `(output, num_prompts) -> output` for what attention returns beside the tokens.
         source: path of the module that makes the positions, from the model without its head.
-        handed_on: the argument of encoder layers that the layer before returned beside the tokens.
+        handed_on: the argument of encoder layers that takes positions which the layer before returned beside the
+            tokens.
+
+    Examples:
+        An encoder whose `encode_positions` makes the positions of any sequence of tokens:
+
+        >>> from peft_audio import PositionRule
+        >>> rule = PositionRule(
+        ...     grow=lambda source, tokens, num_prompts, arguments: {"position_embeddings": source(tokens)},
+        ...     source="encode_positions",
+        ... )
     """
 
     grow: Callable[[Optional[nn.Module], torch.Tensor, int, dict[str, Any]], dict[str, Any]]
@@ -35,8 +46,8 @@ class PositionRule:
     handed_on: Optional[str] = None
 
 
-class Detach:
-    """Two hooks of an attention module that cut the positions that layers hand on out of the graph.
+class PositionDetach:
+    """Two hooks of an attention module that detach the positions that layers hand on from the graph.
 
     Reentrant checkpointing marks all that a layer returns as needing a gradient, also a tensor that the layer was given
     by keyword. Run again, the layer then reaches into the graph that it is being run for, and the backward pass never
@@ -47,39 +58,41 @@ class Detach:
         self.argument = argument
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Forward pre-hook: detach the argument."""
         positions = kwargs.get(self.argument)
         return args, kwargs if positions is None else {**kwargs, self.argument: positions.detach()}
 
     def leave(self, module: nn.Module, args: tuple, output: tuple) -> tuple:
+        """Forward hook: detach what is handed on."""
         states, weights, positions, *rest = output
         return (states, weights, positions.detach(), *rest)
 
 
-def detach_positions(
+def install_position_detach(
     attentions: Iterable[nn.Module], rule: Optional[PositionRule], source: Optional[nn.Module]
 ) -> None:
-    """Put `Detach` on the attention modules of layers that hand frozen positions on, unless they have it."""
-    if rule is None or rule.handed_on is None or any(p.requires_grad for p in source.parameters()):
+    """Put `PositionDetach` on the attention modules of layers that hand frozen positions on, unless they have it."""
+    if rule is None or rule.handed_on is None or source is None or any(p.requires_grad for p in source.parameters()):
         return
     for attention in attentions:
-        if not any(isinstance(owner, Detach) for owner in owners_of_hooks(attention)):
-            detach = Detach(rule.handed_on)
+        if not any(isinstance(owner, PositionDetach) for owner in owners_of_hooks(attention)):
+            detach = PositionDetach(rule.handed_on)
             attention.register_forward_pre_hook(detach.enter, with_kwargs=True)
             attention.register_forward_hook(detach.leave)
 
 
-def attach_positions(model: nn.Module) -> None:
-    """Undo `detach_positions`."""
-    remove_hooks(model, Detach)
+def remove_position_detach(model: nn.Module) -> None:
+    """Undo `install_position_detach`."""
+    remove_hooks(model, PositionDetach)
 
 
-def _made_again(embed_positions: nn.Module, tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
+def _made_again(embed_positions: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
     if arguments.get("relative_position_embeddings") is None:
         return {}
     return {"relative_position_embeddings": embed_positions(tokens)}
 
 
-def _left_to_attention(source: None, tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
+def _left_to_attention(source: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
     return {"relative_pos": None}
 
 
@@ -94,7 +107,7 @@ def _gathered(module: nn.Module) -> Iterator[None]:
         module._parameters.update(sharded)
 
 
-def _grown_bias(first_attention: nn.Module, tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
+def _grown_bias(first_attention: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
     bias = arguments.get("position_bias")
     if bias is None:
         return {}  # the first layer makes it, for the prompts as well

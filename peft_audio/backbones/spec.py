@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional, Union
 
+import torch
 from torch import nn
 
 from .relative_positions import PositionRule
@@ -16,10 +18,15 @@ Paths = Union[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """The places of one architecture. A path may be a tuple of candidates, the first that exists is taken.
+    """The places of one architecture, and what may be relied upon there: a row of the table of backbones.
+
+    A path may be a tuple of candidates; the first that exists is taken. "The encoder" is the model without its head.
+    What a row does not claim gets the slower way that is right for every architecture. The first time that adapters
+    are put on a model of a registered type, the claims are checked on made-up inputs, and a row that does not hold is
+    refused.
 
     Args:
-        layers: the `ModuleList` of encoder layers, from the model without its head.
+        layers: the `ModuleList` of encoder layers, from the encoder.
         attention: the self-attention module, from an encoder layer. Its first argument is the tokens.
         feed_forward_norm: the norm directly before the feed-forward block, from an encoder layer. Its input is the
             residual stream B after attention, its output LN(B).
@@ -28,18 +35,32 @@ class EncoderSpec:
         attention_output: the module whose output is the attention block's, from an encoder layer; None where that is
             `attention` itself.
         head: the modules of the classification head, from the model; those that a model lacks are left out.
-        layer_weights: the parameter that weighs the hidden states, from the model, where the type has one.
+        layer_weights: the parameter that weights the hidden states, from the model, where the type has one.
         frame_projection: the head's module that sees every frame before mean pooling, where the type has one.
-        front_end: the feature encoder in front of the transformer, from the model without its head, where there is one
-            that can be frozen with `_freeze_parameters()`.
-        patch_projection: the convolution that cuts the input into patches, from the model without its head: its output
+        feature_encoder: the convolutions in front of the transformer, from the encoder, where there are some that can
+            be frozen with `_freeze_parameters()`.
+        patch_projection: the convolution that cuts the input into patches, from the encoder: its output
             `(batch, d, rows, columns)` is the grid of the last tokens. None: the tokens are one row of time.
-        read_tokens: number of tokens, the first ones, that the head reads; None for all.
-        positions: how positions that attention is told grow with prompts, where it is told any.
-        input: the module that the model's input enters, from the model without its head; None: no input prompts.
+        read_tokens: number of tokens, the first ones, that the head reads; the last adapted layer then computes no
+            others. None: the head reads all.
+        positions: how relative positions grow with prompts, where attention gets them as an argument.
+        input: the module that the model's input enters, from the encoder; None: no input prompts.
         input_shape: from the model's configuration, the shape of one input without the batch, None for a length that
             varies: `(length,)`, `(rows, columns)` or `(channels, rows, columns)`.
         settings: names of fields of the model's configuration that an adapter's checkpoint brings back on loading.
+        keys_and_values: the projections of attention to keys and values, from the attention module. Prompts then are
+            keys and values only, which is faster. It takes an attention module that calls a function of transformers'
+            `AttentionInterface`, and nothing between these projections and that function: no rotary embedding, no
+            norm of keys, no padding of heads. None, or where a model has no such projections: prompts stand in front
+            of the tokens that attention reads.
+        batch_first: False for layers and attention that take `(tokens, batch, d)`, as in fairseq.
+        padding_mask: the argument of attention that is True for padding, `(batch, tokens)`, as in fairseq. None: the
+            argument `attention_mask` in one of transformers' forms.
+        hides_padding: whether a padded clip with its attention mask gives what the clip gives alone. It is only
+            checked: neither models nor adapters change with it.
+        example_inputs: from the model's configuration and a number of clips, inputs for the check, by name. None: made
+            from `input_shape`.
+        front_end: former name of `feature_encoder`.
     """
 
     layers: Paths
@@ -51,13 +72,25 @@ class EncoderSpec:
     head: tuple[str, ...] = ("classifier",)
     layer_weights: Optional[str] = None
     frame_projection: Optional[str] = None
-    front_end: Optional[Paths] = None
+    feature_encoder: Optional[Paths] = None
     patch_projection: Optional[Paths] = None
     read_tokens: Optional[int] = None
     positions: Optional[PositionRule] = None
     input: Optional[Paths] = None
     input_shape: Callable[[Any], tuple[Optional[int], ...]] = lambda config: (None,)
     settings: tuple[str, ...] = ()
+    keys_and_values: Optional[tuple[str, str]] = None
+    batch_first: bool = True
+    padding_mask: Optional[str] = None
+    hides_padding: bool = False
+    example_inputs: Optional[Callable[[Any, int], Mapping[str, torch.Tensor]]] = None
+    front_end: Optional[Paths] = None
+
+    def __post_init__(self) -> None:
+        if self.front_end is not None:
+            warnings.warn("EncoderSpec(front_end=...) is now called feature_encoder=...", FutureWarning, stacklevel=3)
+            object.__setattr__(self, "feature_encoder", self.feature_encoder or self.front_end)
+            object.__setattr__(self, "front_end", None)
 
 
 class LayerModules(NamedTuple):
@@ -80,9 +113,9 @@ class Backbone:
         patch_size: where the model has one.
         head: its head modules' paths.
         input_shape: shape of one input, see `EncoderSpec`.
-        trunk: the model without its head.
+        encoder: the model without its head.
         first_layer: the modules of the first encoder layer.
-        front_end, patch_projection, position_source: modules, where the architecture has them.
+        feature_encoder, patch_projection, position_source: modules, where the architecture has them.
         input_name: path of the module that the input enters, None where the table names none.
     """
 
@@ -94,8 +127,8 @@ class Backbone:
     head: tuple[str, ...]
     input_shape: tuple[Optional[int], ...]
     input_name: Optional[str]
-    trunk: nn.Module = field(repr=False)
+    encoder: nn.Module = field(repr=False)
     first_layer: LayerModules = field(repr=False)
-    front_end: Optional[nn.Module] = field(repr=False, default=None)
+    feature_encoder: Optional[nn.Module] = field(repr=False, default=None)
     patch_projection: Optional[nn.Module] = field(repr=False, default=None)
     position_source: Optional[nn.Module] = field(repr=False, default=None)

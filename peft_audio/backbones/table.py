@@ -29,21 +29,24 @@ _PATCHES = EncoderSpec(
     feed_forward=("mlp", "output.dense"),
     patch_projection="embeddings.patch_embeddings.projection",
     input="embeddings",
-    read_tokens=2,
+    keys_and_values=("k_proj", "v_proj"),
 )
 
 _AST = replace(
     _PATCHES,
     input_shape=lambda config: (config.max_length, config.num_mel_bins),
     settings=("max_length", "num_mel_bins", "time_stride", "frequency_stride"),
+    read_tokens=2,
 )
 
-_IMAGE = replace(
+_VIT = replace(
     _PATCHES,
     input_shape=_image_shape,
-    head=("classifier", "cls_classifier", "distillation_classifier"),
     settings=("image_size",),
+    read_tokens=1,
 )
+
+_DEIT = replace(_VIT, head=("classifier", "cls_classifier", "distillation_classifier"), read_tokens=2)
 
 _FRAMES = EncoderSpec(
     layers="encoder.layers",
@@ -56,17 +59,19 @@ _FRAMES = EncoderSpec(
     settings=("use_weighted_layer_sum",),
 )
 
-_WAV2VEC2 = replace(_FRAMES, front_end="feature_extractor", input="feature_extractor")
+_WAVEFORM = replace(_FRAMES, feature_encoder="feature_extractor", input="feature_extractor")
+
+_WAV2VEC2 = replace(_WAVEFORM, keys_and_values=("k_proj", "v_proj"))
 
 _STABLE_LAYER_NORM = {"attention_norm": "layer_norm", "feed_forward_norm": "final_layer_norm"}
 
-_WAVLM = replace(_WAV2VEC2, positions=BIAS_POSITIONS)
+_WAVLM = replace(_WAVEFORM, positions=BIAS_POSITIONS)
 
-# In transformers 5.17 a SEW-D classifier cannot tell its trunk (a misspelt prefix), so paths may start from the model.
+# In transformers 5.17 a SEW-D classifier misspells its encoder's prefix, so paths may start from the model.
 _SEW_D = replace(
-    _WAV2VEC2,
+    _WAVEFORM,
     layers=("encoder.encoder.layer", "sew_d.encoder.encoder.layer"),
-    front_end=("feature_extractor", "sew_d.feature_extractor"),
+    feature_encoder=("feature_extractor", "sew_d.feature_extractor"),
     input=("feature_extractor", "sew_d.feature_extractor"),
     attention="attention.self",
     attention_output="attention.output.dense",
@@ -76,7 +81,7 @@ _SEW_D = replace(
 )
 
 _CONFORMER = replace(
-    _WAV2VEC2,
+    _WAVEFORM,
     attention="self_attn",
     attention_norm="self_attn_layer_norm",
     feed_forward_norm="ffn2_layer_norm",
@@ -85,9 +90,10 @@ _CONFORMER = replace(
 
 _WAV2VEC2_BERT = replace(
     _CONFORMER,
-    front_end=None,
+    feature_encoder=None,
     input="feature_projection",
     input_shape=lambda config: (None, config.feature_projection_input_dim),
+    hides_padding=True,
 )
 
 _WHISPER = replace(
@@ -99,36 +105,47 @@ _WHISPER = replace(
     feed_forward="fc2",
     input=("encoder.conv1", "conv1"),
     input_shape=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
+    keys_and_values=("k_proj", "v_proj"),
 )
 
 
-def _either_norm(spec: EncoderSpec) -> SpecOrRule:
-    return lambda config: replace(spec, **_STABLE_LAYER_NORM) if config.do_stable_layer_norm else spec
+def _by_norms(spec: EncoderSpec) -> SpecOrRule:
+    def rule(config: Any) -> EncoderSpec:
+        places = _STABLE_LAYER_NORM if config.do_stable_layer_norm else {}
+        # A group norm over time in the feature encoder lets padding into every frame.
+        return replace(spec, **places, hides_padding=config.feat_extract_norm == "layer")
+
+    return rule
 
 
 def _with_relative_positions(spec: EncoderSpec) -> SpecOrRule:
-    told = ("relative", "rotary")  # the others are worked out inside attention
+    as_argument = ("relative", "rotary")  # attention works the others out for itself
     return lambda config: replace(
-        spec, positions=CONFORMER_POSITIONS if config.position_embeddings_type in told else None
+        spec, positions=CONFORMER_POSITIONS if config.position_embeddings_type in as_argument else None
     )
 
 
 BACKBONES: dict[str, SpecOrRule] = {
     "audio-spectrogram-transformer": _AST,
     "data2vec-audio": _WAV2VEC2,
-    "deit": _IMAGE,
-    "hubert": _either_norm(_WAV2VEC2),
+    "deit": _DEIT,
+    "hubert": _by_norms(_WAV2VEC2),
     "sew": _WAV2VEC2,
     "sew-d": _SEW_D,
-    "unispeech": _either_norm(_WAV2VEC2),
-    "unispeech-sat": _either_norm(_WAV2VEC2),
-    "vit": _IMAGE,
-    "wav2vec2": _either_norm(_WAV2VEC2),
+    "unispeech": _by_norms(_WAV2VEC2),
+    "unispeech-sat": _by_norms(_WAV2VEC2),
+    "vit": _VIT,
+    "wav2vec2": _by_norms(_WAV2VEC2),
     "wav2vec2-bert": _with_relative_positions(_WAV2VEC2_BERT),
     "wav2vec2-conformer": _with_relative_positions(_CONFORMER),
-    "wavlm": _either_norm(_WAVLM),
+    "wavlm": _by_norms(_WAVLM),
     "whisper": _WHISPER,
 }
+
+
+# Model types that users registered, and those rows of them that were found to hold.
+_REGISTERED: set[str] = set()
+_CHECKED: set[tuple[str, EncoderSpec]] = set()
 
 
 def supported_backbones() -> list[str]:
@@ -151,6 +168,17 @@ def register_backbone(model_type: str, spec: SpecOrRule) -> None:
     if not (isinstance(spec, EncoderSpec) or callable(spec)):
         raise ValueError(f"`spec` must be an EncoderSpec or a function that returns one, got {spec!r}.")
     BACKBONES[model_type] = spec
+    _REGISTERED.add(model_type)
+
+
+def is_to_check(backbone: Backbone) -> bool:
+    """Whether the row of this model is a user's and was not checked yet."""
+    return backbone.model_type in _REGISTERED and (backbone.model_type, backbone.spec) not in _CHECKED
+
+
+def remember_checked(backbone: Backbone) -> None:
+    """Note that the row of this model holds."""
+    _CHECKED.add((backbone.model_type, backbone.spec))
 
 
 def resolve(model: nn.Module) -> Backbone:
@@ -168,11 +196,11 @@ def resolve(model: nn.Module) -> Backbone:
         )
     row = BACKBONES[model_type]
     spec = row if isinstance(row, EncoderSpec) else row(model.config)
-    trunk = getattr(model, "base_model", model)
-    layers = _find(trunk, spec.layers, model_type, "layers")
+    encoder = getattr(model, "base_model", model)
+    layers = _find(encoder, spec.layers, model_type, "layers")
     names = {id(module): name for name, module in model.named_modules()}
     first = locate(layers[0], spec, model_type)
-    input_module = _find_optional(trunk, spec.input, model_type, "input")
+    input_module = _find_optional(encoder, spec.input, model_type, "input")
     source = None if spec.positions is None else spec.positions.source
     return Backbone(
         model_type=model_type,
@@ -183,11 +211,11 @@ def resolve(model: nn.Module) -> Backbone:
         head=tuple(name for name in spec.head if _has_parameters(model, name)),
         input_shape=tuple(spec.input_shape(model.config)),
         input_name=None if input_module is None else names[id(input_module)],
-        trunk=trunk,
+        encoder=encoder,
         first_layer=first,
-        front_end=_find_optional(trunk, spec.front_end, model_type, "front_end"),
-        patch_projection=_find_optional(trunk, spec.patch_projection, model_type, "patch_projection"),
-        position_source=_find_optional(trunk, source, model_type, "positions.source"),
+        feature_encoder=_find_optional(encoder, spec.feature_encoder, model_type, "feature_encoder"),
+        patch_projection=_find_optional(encoder, spec.patch_projection, model_type, "patch_projection"),
+        position_source=_find_optional(encoder, source, model_type, "positions.source"),
     )
 
 
@@ -203,7 +231,7 @@ def locate(layer: nn.Module, spec: EncoderSpec, model_type: str = "") -> LayerMo
 
 
 def frame_mask(model: nn.Module, num_frames: int, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return which frames of the front end are no padding, `(batch, num_frames)`, from `(batch, samples)`."""
+    """Return which frames of the feature encoder are no padding, `(batch, num_frames)`, from `(batch, samples)`."""
     return model._get_feature_vector_attention_mask(num_frames, attention_mask)
 
 

@@ -1,110 +1,133 @@
-"""Running the frozen part, and finding out beforehand whether states of it can take its place."""
+"""Running the frozen part, and checking beforehand that cached states can take its place."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..tuner.training_setup import LAYERDROP
+from ..upstream.torch_modules import drops_out, is_batch_norm
+from .calls import first_argument
 from .plan import Plan
-from .replay import Call
-from .split_point import Cut, first_argument, frozen_modules
+from .replay import StandIns
+from .split_point import SplitPoint, frozen_modules
 
 
 SPEC_AUGMENT = ("mask_time_prob", "mask_feature_prob")
 
 
 class _ReachedError(Exception):
-    def __init__(self, states: torch.Tensor) -> None:
+    def __init__(self, states: Optional[torch.Tensor]) -> None:
         self.states = states
 
 
-def states_at(model: nn.Module, cut: Cut, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return what enters the cut, and run nothing after it."""
+def states_at(model: nn.Module, split_point: SplitPoint, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the states that enter the split point, `(batch, ...)`. Nothing after it is run.
+
+    Raises:
+        RuntimeError: the module at the split point did not run, or was given no tensor.
+    """
 
     def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         raise _ReachedError(first_argument(args, kwargs))
 
-    handle = model.get_submodule(cut.path).register_forward_pre_hook(stop, with_kwargs=True)
+    handle = model.get_submodule(split_point.path).register_forward_pre_hook(stop, with_kwargs=True)
     try:
         model(**inputs)
     except _ReachedError as reached:
-        return reached.states
+        if reached.states is not None:
+            return reached.states
     finally:
         handle.remove()
-    raise RuntimeError(f"{cut.path!r} did not run.")
+    raise RuntimeError(f"{split_point.path!r} did not run, or was given no tensor.")
 
 
 def check_replay(model: nn.Module, plan: Plan, inputs: dict[str, torch.Tensor], states: torch.Tensor) -> None:
-    """Raise ValueError if the model does not give the same from its states as from its input."""
+    """Check that the model returns the same from its states as from its input.
+
+    Raises:
+        ValueError: it does not.
+    """
     expected = model(**inputs)
-    call = Call(model, plan, states)
+    stand_ins = StandIns(model, plan, states)
     try:
         received = model(**{**inputs, plan.main: torch.zeros_like(inputs[plan.main])})
     finally:
-        call.end()
+        stand_ins.remove()
     for name, value in expected.items():
         if isinstance(value, torch.Tensor) and not _is_close(received[name], value):
             raise ValueError(
-                f"From the states that enter {plan.cut.path!r} alone, {type(model).__name__} does not give the {name} "
-                "that it gives from the input: what comes after needs more of the frozen part, e.g. hidden states of "
-                "other layers (use_weighted_layer_sum, output_hidden_states). Train from the input, or only the head."
+                f"From the states that enter {plan.split_point.path!r} alone, {type(model).__name__} does not give the "
+                f"{name} that it gives from the input: what comes after needs more of the frozen part, e.g. hidden "
+                "states of other layers (use_weighted_layer_sum, output_hidden_states). Train from the input, or only "
+                "the head."
             )
 
 
-def check_deterministic(model: nn.Module, base: nn.Module, cut: Cut, inputs: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError if what enters the cut is another one in training mode, or differs from run to run."""
-    # Some act now and then only, so a run without them proves nothing.
-    at_times = _fields(base.config, LAYERDROP)
+def check_deterministic(
+    model: nn.Module, base: PreTrainedModel, split_point: SplitPoint, inputs: dict[str, torch.Tensor]
+) -> None:
+    """Check that what enters the split point is the same in training mode as in evaluation mode, and in every run.
+
+    Raises:
+        ValueError: it is not. The message names what may be the cause.
+    """
+    # These act now and then only, so a run without them proves nothing.
+    at_times = _positive_fields(base, LAYERDROP)
     if getattr(base.config, "apply_spec_augment", False):
-        at_times += _fields(base.config, SPEC_AUGMENT)
-    if not at_times and _is_as_in_evaluation(model, base, cut, inputs):
+        at_times += _positive_fields(base, SPEC_AUGMENT)
+    if not at_times and _is_as_in_evaluation(model, base, split_point, inputs):
         return
-    modules = [
-        f"{path} ({type(module).__name__})"
-        for path, module in sorted(frozen_modules(base, cut.after))
-        if getattr(module, "p", 0)
-        and isinstance(module, nn.modules.dropout._DropoutNd)
-        or isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
-    more = [f"and {len(modules) - 4} more modules"] if len(modules) > 4 else []
-    dropout = _fields(base.config, [name for name in base.config.to_dict() if "dropout" in name])
-    causes = ", ".join([*at_times, *dropout, *modules[:4], *more])
+    dropout = _positive_fields(base, [name for name in base.config.to_dict() if "dropout" in name])
+    causes = ", ".join([*at_times, *dropout, *_random_modules(base, split_point)])
     raise ValueError(
-        f"Before {cut.path!r}, {type(base).__name__} computes something else in training mode than in evaluation mode: "
-        f"{causes or 'no field of the configuration tells why'}. Cached states could only be those of evaluation mode. "
-        "Set dropout, layerdrop and masking to 0 when loading the model (from_pretrained(..., hidden_dropout=0.0)), or "
-        "accept a training that differs from the one without cache: deterministic=True."
+        f"Before {split_point.path!r}, {type(base).__name__} computes something else in training mode than in evaluation "
+        f"mode: {causes or 'no field of the configuration tells why'}. Cached states could only be those of evaluation "
+        "mode. Set dropout, layerdrop and masking to 0 when loading the model "
+        "(from_pretrained(..., hidden_dropout=0.0)), or accept a training that differs from the one without cache: "
+        "deterministic=True."
     )
 
 
-def _fields(config: Any, names: Iterable[str]) -> list[str]:
-    values = {name: getattr(config, name, None) for name in names}
+def _positive_fields(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    values = {name: getattr(model.config, name, None) for name in names}
     return [f"config.{name}={value}" for name, value in values.items() if isinstance(value, float) and value > 0]
 
 
-def _is_as_in_evaluation(model: nn.Module, base: nn.Module, cut: Cut, inputs: dict[str, torch.Tensor]) -> bool:
-    expected = states_at(base, cut, inputs)
+def _random_modules(model: nn.Module, split_point: SplitPoint) -> list[str]:
+    modules = [
+        f"{path} ({type(module).__name__})"
+        for path, module in sorted(frozen_modules(model, split_point.after))
+        if drops_out(module) or is_batch_norm(module)
+    ]
+    return modules[:4] + ([f"and {len(modules) - 4} more modules"] if len(modules) > 4 else [])
+
+
+def _is_as_in_evaluation(
+    model: nn.Module, base: nn.Module, split_point: SplitPoint, inputs: dict[str, torch.Tensor]
+) -> bool:
+    expected = states_at(base, split_point, inputs)
     with undisturbed(model):
         model.train()
         for seed in range(2):
             torch.manual_seed(seed)
             np.random.seed(seed)
             random.seed(seed)
-            if not _is_close(states_at(base, cut, inputs), expected):
+            if not _is_close(states_at(base, split_point, inputs), expected):
                 return False
     return True
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within, the model may be run in any mode: its modes and buffers and the random numbers are as before then."""
+    """Within, the model may be run in any mode. Its modes and buffers and the random numbers are restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     numpy_state, python_state = np.random.get_state(), random.getstate()

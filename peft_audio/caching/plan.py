@@ -10,35 +10,51 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from .split_point import Cut, trace
+from .calls import trace
+from .split_point import SplitPoint
 
 
 @dataclass(frozen=True)
 class Template:
-    """A tensor that a module returns: its sizes for one clip and whether each grows with the batch; and its place in
-    `Plan.constants` if it is the same for every input, as positions are that layers hand on."""
+    """What is known of a tensor that a module returns.
+
+    Attributes:
+        sizes: for each dimension, its size for one clip and whether it grows with the batch.
+        dtype: the tensor's.
+        constant: the tensor's place in `Plan.constants` if it is the same for every input, as positions are that layers
+            hand on.
+    """
 
     sizes: tuple[tuple[int, bool], ...]
     dtype: torch.dtype
     constant: Optional[int] = None
 
-    def times(self, batch_size: int) -> list[int]:
+    def repeats(self, batch_size: int) -> list[int]:
+        """Return how often the tensor for one clip is repeated in each dimension for a batch."""
         return [batch_size if grows else 1 for _, grows in self.sizes]
+
+    def shape(self, batch_size: int) -> list[int]:
+        """Return the tensor's shape for a batch."""
+        return [size * times for (size, _), times in zip(self.sizes, self.repeats(batch_size))]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to run from states of one shape.
+    """How to run the model from states of one shape.
 
     Attributes:
-        main: name of the model's main input; `raw_shape`, `raw_dtype` of one sample of it.
-        shape: of the states of one sample, `dtype` theirs.
-        shapes: of one sample of the other tensors that the frozen part was given, by name.
+        split_point: where the states go in.
+        main: name of the model's main input.
+        raw_shape: shape of one sample of the main input.
+        raw_dtype: dtype of the main input.
+        shape: shape of the states of one sample.
+        dtype: dtype of the states.
+        shapes: shapes of one sample of the other inputs of the frozen part, by name.
         outputs: what the calls of the replaced modules return, trees of templates, by path.
         constants: what they return for every input, for a batch of one.
     """
 
-    cut: Cut
+    split_point: SplitPoint
     main: str
     raw_shape: tuple[int, ...]
     raw_dtype: torch.dtype
@@ -50,34 +66,44 @@ class Plan:
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
-        """Shape of the states as a sample of the main input: with more dimensions than a raw one has."""
+        """Shape of the states as a sample of the main input: one dimension more than a raw sample has, at least."""
         return (1,) * (len(self.raw_shape) + 1 - len(self.shape)) + self.shape
 
     @property
     def key(self) -> tuple:
+        """What tells this plan from others for the same model: the shapes of all inputs."""
         return self.packed_shape, tuple(sorted(self.shapes.items()))
 
 
-def make_plan(model: nn.Module, cut: Cut, main: str, one: dict[str, Any], two: dict[str, Any]) -> Plan:
-    """Return the plan for inputs such as `one`, a batch of one clip; `two` is a batch of that clip and another.
+def make_plan(
+    model: nn.Module, split_point: SplitPoint, main: str, one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]
+) -> Plan:
+    """Return the plan for inputs of these shapes.
+
+    Args:
+        model: in evaluation mode.
+        split_point: where its frozen part ends.
+        main: name of its main input.
+        one: a batch of one clip.
+        two: a batch of that clip and another.
 
     Raises:
-        ValueError: if what enters the cut, or a module before it returns, does not grow with the batch.
+        ValueError: what enters the split point, or what a module before it returns, does not grow with the batch.
     """
-    frames = [trace(model, inputs, cut.frame, cut.replaced) for inputs in (one, two)]
-    states, pair = (calls[cut.frame].argument for calls in frames)
-    if states is None or (len(states), len(pair)) != (1, 2) or states.shape[1:] != pair.shape[1:]:
+    traces = [trace(model, inputs, split_point.number, split_point.replaced) for inputs in (one, two)]
+    states, pair = (calls[split_point.number].argument for calls in traces)
+    if states is None or pair is None or (len(states), len(pair)) != (1, 2) or states.shape[1:] != pair.shape[1:]:
         raise ValueError(
-            f"What enters {cut.path!r} of {type(model).__name__} is no tensor with the batch as its first dimension, so "
-            "it cannot be kept for each sample. Train from the input."
+            f"What enters {split_point.path!r} of {type(model).__name__} is no tensor with the batch as its first "
+            "dimension, so it cannot be kept for each sample. Train from the input."
         )
     outputs: dict[str, list[Any]] = {}
     constants: list[torch.Tensor] = []
-    for index, path in cut.replaced.items():
-        tree = map_tensors(partial(_template, path, constants), *(calls[index].output for calls in frames))
+    for number, path in split_point.replaced.items():
+        tree = map_tensors(partial(_template, path, constants), *(calls[number].output for calls in traces))
         outputs.setdefault(path, []).append(tree)
     return Plan(
-        cut=cut,
+        split_point=split_point,
         main=main,
         raw_shape=tuple(one[main].shape[1:]),
         raw_dtype=one[main].dtype,
@@ -96,7 +122,7 @@ def _template(path: str, constants: list[torch.Tensor], one: torch.Tensor, two: 
             "does not grow with the batch, so it cannot be left out. Train from the input."
         )
     template = Template(tuple((a, b != a) for a, b in zip(one.shape, two.shape)), one.dtype)
-    if not torch.equal(one.repeat(template.times(2)), two):
+    if not torch.equal(one.repeat(template.repeats(2)), two):
         return template
     for index, known in enumerate(constants):
         if known.dtype == one.dtype and torch.equal(known, one):
@@ -105,8 +131,13 @@ def _template(path: str, constants: list[torch.Tensor], one: torch.Tensor, two: 
     return replace(template, constant=len(constants) - 1)
 
 
-def map_tensors(function: Callable, *trees: Any) -> Any:
-    """Return the first tree with what `function` gives for its tensors (or templates) and those of the others."""
+def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
+    """Return the first tree with other leaves: what `function` returns for a tensor or template and its counterparts.
+
+    Args:
+        function: takes one leaf of each tree.
+        trees: mappings, tuples and lists of the same structure. Other leaves are taken from the first.
+    """
     first = trees[0]
     if isinstance(first, (torch.Tensor, Template)):
         return function(*trees)

@@ -1,4 +1,4 @@
-"""States on disk: a folder for each frozen part, named after all that its results depend on, and a file a sample."""
+"""States on disk: a folder for each frozen part, named after all that its results depend on, and a file for each sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+from transformers import PreTrainedModel
 
+from ..upstream.torch_tensors import inner_tensors, is_sharded
+from ..upstream.transformers_models import attention_implementation
 from .split_point import frozen_modules
 
 
@@ -31,11 +34,17 @@ PACKAGES = ("torch", "transformers")
 NAMES_ONLY = ("_name_or_path", "architectures", "id2label", "label2id", "transformers_version")
 STALE_SECONDS = 3600  # no entry takes that long to write: what is older was left behind by a run that was killed
 CHECKSUM = "crc32"
-SPREAD = ("device_mesh", "ds_id")  # what tensors have of which each process holds a part: FSDP's, ZeRO-3's
 
 
-def settings_of(model: nn.Module, path: str, dtype: torch.dtype, digest: str) -> str:
-    """Return all that the states depend on besides the sample, as JSON."""
+def settings_of(model: PreTrainedModel, path: str, dtype: torch.dtype, digest: str) -> str:
+    """Return all that the states depend on besides the sample, as JSON.
+
+    Args:
+        model: the model.
+        path: where its frozen part ends.
+        dtype: of the states.
+        digest: of the frozen tensors, see `digest_of`.
+    """
     config = model.config.to_dict()
     device_type = next(model.parameters()).device.type
     autocast = torch.is_autocast_enabled(device_type)
@@ -43,8 +52,8 @@ def settings_of(model: nn.Module, path: str, dtype: torch.dtype, digest: str) ->
         "format": FORMAT,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "config": {name: value for name, value in config.items() if name not in NAMES_ONLY},
-        "attention": getattr(model.config, "_attn_implementation", None),
-        "cut": path,
+        "attention": attention_implementation(model.config),
+        "cut": path,  # the split point: by another name, all folders that exist would be of no use
         "dtype": str(dtype),
         "autocast": str(torch.get_autocast_dtype(device_type)) if autocast else None,
         "frozen": digest,
@@ -57,11 +66,12 @@ def digest_of(model: nn.Module, after: Collection[str]) -> str:
     """Return the SHA-256 of all frozen parameters and buffers, with their names."""
     digest = hashlib.sha256()
     for path, module in sorted(frozen_modules(model, after)):
-        for name, value in sorted({**module._parameters, **module._buffers}.items()):
-            if isinstance(value, torch.Tensor):
-                digest.update(f"{path} {name} ".encode())
-                for part in _bytes_of(value):
-                    digest.update(part)
+        tensors: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        tensors.update(module.named_buffers(recurse=False, remove_duplicate=False))
+        for name, value in sorted(tensors.items()):
+            digest.update(f"{path} {name} ".encode())
+            for part in _bytes_of(value):
+                digest.update(part)
     return digest.hexdigest()
 
 
@@ -76,14 +86,15 @@ def key_of(inputs: dict[str, torch.Tensor]) -> str:
 
 
 def _bytes_of(tensor: torch.Tensor) -> Iterator[Any]:
-    if any(hasattr(tensor, name) for name in SPREAD):
+    if is_sharded(tensor):
         raise RuntimeError(
-            "The frozen part is spread over several processes (FSDP or ZeRO-3), and cached states need all of it in each. "
+            "The frozen part is sharded over several processes (FSDP or ZeRO-3), and cached states need all of it in each. "
             "Start the same script with torchrun, which copies the model to every process, or train from the input."
         )
-    if hasattr(tensor, "__tensor_flatten__"):  # quantised by torchao: several tensors in one
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _bytes_of(getattr(tensor, name))
+    parts = inner_tensors(tensor)
+    if parts:
+        for part in parts:
+            yield from _bytes_of(part)
         return
     if tensor.is_meta:
         raise ValueError(
@@ -94,10 +105,10 @@ def _bytes_of(tensor: torch.Tensor) -> Iterator[Any]:
 
 
 class Store:
-    """The entries of one frozen part.
+    """The entries for one frozen part.
 
     Args:
-        folder: of all frozen parts; made if it is missing.
+        folder: holds the entries for all frozen parts; made if it is missing.
         settings: JSON, see `settings_of`.
     """
 
@@ -107,6 +118,7 @@ class Store:
         self.folder = folder / hashlib.sha256(settings.encode()).hexdigest()[:32]
 
     def path(self, key: str) -> Path:
+        """Return the file of an entry."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def read(self, key: str) -> Optional[dict[str, torch.Tensor]]:
@@ -120,12 +132,16 @@ class Store:
         return tensors if STATES in tensors and checksum == _checksum(tensors) else None
 
     def write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Add an entry, or replace a damaged one. At every moment there is all of a file or none."""
+        """Add an entry, or replace a damaged one. At every moment the whole file is there, or none of it.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         self._write(self.path(key), save(tensors, {CHECKSUM: _checksum(tensors)}))
 
     def prepare(self) -> None:
-        """Make the folder, and remove what runs that were killed have left in it."""
+        """Make the folder, and remove what killed runs have left in it."""
         self._write(self.folder / "settings.json", self.settings.encode() + b"\n")
         for path in self._partial().iterdir():
             with suppress(FileNotFoundError):  # another run was faster
@@ -133,7 +149,11 @@ class Store:
                     path.unlink()
 
     def check_room(self, num_missing: int, num_samples: int, entry_bytes: int, max_bytes: int) -> None:
-        """Raise ValueError if the missing entries do not fit in. Writes nothing."""
+        """Check that the missing entries fit in. Nothing is written.
+
+        Raises:
+            ValueError: they do not.
+        """
         needed = num_missing * entry_bytes
         used = sum(os.path.getsize(Path(place, name)) for place, _, names in os.walk(self.root) for name in names)
         existing = next(place for place in (self.root, *self.root.absolute().parents) if place.exists())
@@ -149,7 +169,7 @@ class Store:
         )
 
     def _partial(self) -> Path:
-        """Where files are until they are complete: not far, because only within a file system is moving atomic."""
+        """Return the folder for unfinished files. It is inside the other, because a move within a file system is atomic."""
         return self.folder / "partial"
 
     def _write(self, path: Path, content: bytes) -> None:

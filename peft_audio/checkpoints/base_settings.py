@@ -37,7 +37,7 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
     config: Any = model.config
     settings: dict[str, Any] = {MODEL_TYPE: config.model_type}
     settings |= {name: _as_in_json(getattr(config, name)) for name in spec.settings}
-    if spec.front_end is not None or has_statistics_pooling(model):
+    if spec.feature_encoder is not None or has_statistics_pooling(model):
         settings[POOLING] = has_statistics_pooling(model)
     if is_ast(model):
         settings[TOKEN_POOLING] = has_mean_token_pooling(model)

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftConfig, load_peft_weights
+from peft import PeftConfig, PeftModel, load_peft_weights
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers import PreTrainedModel
 from yaml import YAMLError
 
 from ..config import EncoderAdapterConfig
-from ..upstream.model_cards import PEFT_TEMPLATE_MARK, default_sampling_rate, is_hub_id
+from ..upstream.model_cards import PEFT_TEMPLATE_MARK, default_sampling_rate
 from ..utils.atomic_files import written_together
 from ..utils.validation import is_number, require
 from .base_settings import labels_of
+from .card_parts import PREPROCESSOR_NAME, classify_a_file, hub_id, input_text, is_multi_label
+from .stock_card import stock_card
 
 
 CARD_NAME = "README.md"
-PREPROCESSOR_NAME = "preprocessor_config.json"
 # The package rewrites the parts between these comments. Everything else in the text is the user's.
 ADAPTER, TRAINING = "adapter", "training"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -68,8 +70,7 @@ class CardFacts:
     @property
     def hub_base_model(self) -> Optional[str]:
         """The base model's id on the Hub; None for a local one, so that no private path is published."""
-        name = self.config.base_model_name_or_path
-        return name if name and is_hub_id(name) and not os.path.exists(name) else None
+        return hub_id(self.config.base_model_name_or_path)
 
     @property
     def sampling_rate(self) -> Optional[int]:
@@ -82,23 +83,30 @@ class CardFacts:
 def write_card(
     folder: Union[str, os.PathLike],
     *,
+    model: Union[PeftModel, PreTrainedModel, None] = None,
     location: Optional[str] = None,
     training: str = "",
     results: Optional[Mapping[str, Score]] = None,
     metadata: Optional[Mapping[str, Any]] = None,
 ) -> None:
-    """Write the model card of an adapter, and keep what a person wrote into an earlier one, tags included.
+    """Write the model card of an adapter, or of a whole audio classifier; what a person wrote into an earlier one stays.
+
+    An adapter of this package says all that its model card needs, so `model` is not looked at.
 
     Args:
-        folder: the folder, with adapter_config.json and the weights.
+        folder: the folder, with the weights, and adapter_config.json if it is an adapter.
+        model: the trained model: needed for whole models and for adapters of PEFT's own types such as LoRA, whose files
+            do not say the labels and the input. They need a feature extractor in the folder, and get a new model card.
         location: what the code in the model card loads, a path or an id on the Hub; None for the folder's name.
         training: Markdown about the data and the training; without it and `results` that part stays as it was.
         results: scores by name of the metric, each a number or (mean, standard deviation).
         metadata: fields of the model card's metadata to set, such as `datasets` and `license`; `tags` are added.
 
     Raises:
-        FileNotFoundError: if the folder holds no adapter of this package.
-        ValueError: if `training` is not text, or `results` has something other than scores.
+        FileNotFoundError: if the folder holds no adapter of this package and no `model` is given, or what was saved lacks
+            its weights or its feature extractor.
+        ValueError: if `training` is not text, `results` has something other than scores, or the model type is not
+            supported.
 
     Examples:
         >>> base_model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=1))
@@ -110,10 +118,15 @@ def write_card(
     _check_texts(training, results)
     folder = Path(folder)
     facts = read_facts(folder, location or folder.resolve().name)
-    if facts is None:
+    metadata, text = dict(metadata or {}), training_text(training, results)
+    tags = metadata.pop("tags", ())
+    if facts is not None:
+        card = updated_card(load_card(folder), facts, text, tags)
+    elif model is not None:
+        card = stock_card(folder, model, location or folder.resolve().name, text)
+        card.data.tags = sorted({*card.data.tags, *tags})
+    else:
         raise FileNotFoundError(f"There is no adapter of peft_audio in {str(folder)!r}: save_pretrained comes first.")
-    metadata = dict(metadata or {})
-    card = updated_card(load_card(folder), facts, training_text(training, results), metadata.pop("tags", ()))
     for name, value in metadata.items():
         setattr(card.data, name, value)
     with written_together(folder) as staged:
@@ -236,7 +249,7 @@ An adapter for {base}: {config.summary} (`{type(config).__name__}`).
 {snippet(facts)}
 ```
 
-{_input_text(facts)}
+{input_text(facts.settings, facts.sampling_rate) if facts.is_audio_classifier else ""}
 ## Adapter
 
 {settings}- trained parameters, with the head: {facts.num_parameters:,}
@@ -248,22 +261,6 @@ An adapter for {base}: {config.summary} (`{type(config).__name__}`).
 {citations}
 ```
 """
-
-
-def _input_text(facts: CardFacts) -> str:
-    if not facts.is_audio_classifier:
-        return ""
-    rate = f" at {facts.sampling_rate} Hz" if facts.sampling_rate else ""
-    frames = facts.settings.get("max_length")
-    length = f", cut or padded to {frames} frames of 10 ms" if frames else ""
-    labels = labels_of(facts.settings)
-    several = ", several at a time" if _is_multi_label(facts) else ""
-    names = ", ".join(labels[index] for index in sorted(labels))
-    return f"- Input: mono audio{rate}{length}.\n- Labels ({len(labels)}{several}): {names}.\n"
-
-
-def _is_multi_label(facts: CardFacts) -> bool:
-    return facts.settings.get("problem_type") == "multi_label_classification"
 
 
 def method_settings(config: EncoderAdapterConfig) -> dict[str, Any]:
@@ -300,25 +297,4 @@ def snippet(facts: CardFacts) -> str:
         "model = peft_audio.AutoPeftModelForAudioClassification.from_pretrained(location)",
         *(["base_model = model.peft_config['default'].base_model_name_or_path"] if extractor == "base_model" else []),
     ]
-    return "\n".join([*lines, *classify_a_file(extractor + length, _is_multi_label(facts))])
-
-
-def classify_a_file(extractor: str, multi_label: bool) -> list[str]:
-    """Return the lines of Python code that classify a file with `model`.
-
-    Args:
-        extractor: the arguments of `AutoFeatureExtractor.from_pretrained` as code.
-        multi_label: whether a clip can have several labels.
-    """
-    lines = [
-        f"feature_extractor = AutoFeatureExtractor.from_pretrained({extractor})",
-        "",
-        'waveform, rate = librosa.load("clip.wav", sr=feature_extractor.sampling_rate)',
-        'inputs = feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")',
-        "with torch.no_grad():",
-        "    logits = model(**inputs).logits",
-    ]
-    if multi_label:
-        lines += ["for index, score in enumerate(logits[0].sigmoid().tolist()):"]
-        return [*lines, '    print(f"{score:.2f} {model.config.id2label[index]}")']
-    return [*lines, "print(model.config.id2label[logits.argmax(-1).item()])"]
+    return "\n".join([*lines, *classify_a_file(extractor + length, is_multi_label(facts.settings))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from ..backbones.table import resolve
 from ..upstream.peft_modules import has_adapters
 from ..upstream.transformers_models import frame_mask
-from ..utils.per_thread import PerThread
+from ..utils.forward_pass import ForwardPass
 
 
 # Smaller variances are raised to this one: the square root has no gradient at zero.
@@ -72,7 +72,7 @@ def _install(model: Any, frame_projection: str) -> None:
     head = nn.Sequential(nn.LayerNorm(2 * hidden_size), linear)
     nn.init.normal_(linear.weight, std=getattr(model.config, "initializer_range", 0.02))
     nn.init.zeros_(linear.bias)
-    pooling = StatisticsPooling()
+    pooling = StatisticsPooling(ForwardPass.of(model))
     setattr(model, frame_projection, pooling)
     setattr(model, classifier, head.to(device=reference.device, dtype=reference.dtype))
     model.register_forward_pre_hook(pooling.remember_mask, with_kwargs=True)
@@ -102,27 +102,20 @@ def has_statistics_pooling(model: Any) -> bool:
     return installed
 
 
-class PoolingPass(PerThread):
-    """What one forward pass keeps: the model and its attention mask, `(batch, samples)`."""
-
-    def __init__(self) -> None:
-        self.mask_of: Optional[tuple[nn.Module, torch.Tensor]] = None
-
-
 class StatisticsPooling(nn.Module):
     """Replaces the projection of the frames, before the classifier's own mean over time.
 
     Every frame gets the same vector: the statistics of the whole clip. So the mean that follows returns them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forward_pass: ForwardPass) -> None:
         super().__init__()
-        self._pass = PoolingPass()
+        self._pass = forward_pass
 
     def remember_mask(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """Keep the classifier's attention mask, `(batch, samples)`, for the pooling; a forward pre-hook of it."""
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        self._pass.mask_of = None if mask is None else (model, mask)
+        self._pass.clip_mask = None if mask is None else (model, mask)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return `[mean, std]` of each clip, repeated for each frame.
@@ -134,10 +127,10 @@ class StatisticsPooling(nn.Module):
             `(batch, frames, 2 d)`
         """
         num_frames = hidden_states.shape[1]
-        if self._pass.mask_of is None:
+        if self._pass.clip_mask is None:
             mask = hidden_states.new_ones(1, num_frames, 1)
         else:
-            (model, mask), self._pass.mask_of = self._pass.mask_of, None
+            (model, mask), self._pass.clip_mask = self._pass.clip_mask, None
             mask = frame_mask(model, num_frames, mask).unsqueeze(-1).to(hidden_states.dtype)
         statistics = mean_and_std(hidden_states, mask)
         return statistics.unsqueeze(1).repeat(1, num_frames, 1)

@@ -13,6 +13,7 @@ from ..modules import InputPrompt
 from ..tuner.input_layer import InputParts, InputTunerLayer
 from ..tuner.model import EncoderTuner
 from ..upstream.registration import register_method
+from ..utils.forward_pass import ForwardPass
 from ..utils.validation import require, require_positive_integer
 from .citations import IPET
 
@@ -47,7 +48,7 @@ class InputPromptConfig(EncoderAdapterConfig):
         require(self.layers_to_transform is None, "layers_to_transform", rule, self.layers_to_transform)
 
 
-class InputPromptModel(EncoderTuner):
+class InputPromptModel(EncoderTuner[InputPromptConfig]):
     """Puts prompts on a backbone's input; see `InputPromptConfig`."""
 
     prefix = "input_prompt_"
@@ -67,10 +68,10 @@ class InputPromptModel(EncoderTuner):
             rule = f"at most half of the input's height and width {bordered} on this {backbone.model_type}"
             require(2 * config.prompt_size <= min(bordered), "prompt_size", rule, config.prompt_size)
 
-    def add_to(self, target: nn.Module, config: InputPromptConfig, adapter_name: str) -> nn.Module:
+    def add_to(self, target: nn.Module, config: InputPromptConfig, adapter_name: str, backbone: Backbone) -> nn.Module:
         if not isinstance(target, InputTunerLayer):
-            target = InputTunerLayer(target, self._backbone.trunk, self._backbone, self.prefix)
-        prompt = InputPrompt(self._backbone.input_shape, config.prompt_size, config.init_weights)
+            target = InputTunerLayer(target, backbone, self.prefix, ForwardPass.of(self.model))
+        prompt = InputPrompt(backbone.input_shape, config.prompt_size, config.init_weights)
         target.update_layer(adapter_name, InputParts(prompt), config.inference_mode)
         return target
 

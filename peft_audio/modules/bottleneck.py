@@ -8,12 +8,13 @@ from typing import Optional
 import torch
 from torch import nn
 
-from .grid_conv import GridConv, TokenLayout
+from .adapter_module import AdapterModule, TokenLayout, in_dtype_of
+from .grid_conv import GridConv
 from .initial import RANDOM_INIT_STD
 from .scaled import Factor, ScaledLinear
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(AdapterModule):
     """Down projection, activation, up projection: `s * (act(x W_down + b) W_up + b')`.
 
     Linear maps (IPET, eq. 2; AAT, eq. 3), or convolutions over the token grid (LoAA, eq. 2). W_down starts Kaiming
@@ -24,7 +25,7 @@ class Bottleneck(nn.Module):
         hidden_size: width d of the tokens.
         bottleneck_dim: width of the space in between.
         activation: element-wise module.
-        kernel: taps along (frequency, time) of both projections; None for linear maps.
+        kernel: kernel size along (frequency, time) of both projections; None for linear maps.
         scaling: the factor s.
         learn_scaling: train s, starting from `scaling`.
         dropout: probability of dropping an element after the activation, in training.
@@ -66,22 +67,25 @@ class Bottleneck(nn.Module):
 
     @property
     def reads_neighbours(self) -> bool:
-        """Whether a token's output depends on other tokens, so that `forward` needs their layout."""
+        """Whether the projections are convolutions."""
         return isinstance(self.down, GridConv)
+
+    @property
+    def special_tokens_stand_alone(self) -> bool:
+        """True: linear maps mix nothing, and special tokens are no part of the grid of a convolution."""
+        return True
 
     def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
         """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype or autocast's.
 
         Convolutions need `layout`.
+
+        Raises:
+            ValueError: without a layout, for convolutions.
         """
         inputs = in_dtype_of(self.down.weight, hidden_states)
         hidden = self.dropout(self.activation(_project(self.down, inputs, layout)))
         return in_dtype_of(hidden_states, _project(self.up, hidden, layout, self.scaling))
-
-
-def in_dtype_of(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Bring `tensor` to the dtype of `other`, unless autocast chooses the dtype of every operation."""
-    return tensor if torch.is_autocast_enabled(tensor.device.type) else tensor.to(other.dtype)
 
 
 def _projection(width_in: int, width_out: int, kernel: Optional[tuple[int, int]], bias: bool) -> nn.Module:
@@ -93,5 +97,8 @@ def _projection(width_in: int, width_out: int, kernel: Optional[tuple[int, int]]
 def _project(
     projection: nn.Module, tokens: torch.Tensor, layout: Optional[TokenLayout], factor: Factor = 1.0
 ) -> torch.Tensor:
-    reads = (tokens, layout) if isinstance(projection, GridConv) else (tokens,)
-    return projection(*reads, factor)
+    if not isinstance(projection, GridConv):
+        return projection(tokens, factor)
+    if layout is None:
+        raise ValueError("`layout` must be a TokenLayout for a bottleneck of convolutions, got None.")
+    return projection(tokens, layout, factor)

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .bottleneck import in_dtype_of
-from .grid_conv import TokenLayout
+from ..upstream.autograd import is_recomputation
+from .adapter_module import AdapterModule, TokenLayout, in_dtype_of
 from .initial import RANDOM_INIT_STD
 from .scaled import ScaledLinear
 
 
-class ConformerBlock(nn.Module):
+class ConformerBlock(AdapterModule):
     """LN, pointwise d -> 2r, GLU, depthwise convolution over the tokens, BatchNorm, SiLU, pointwise r -> d.
 
     Source: Cappellazzo et al., "Parameter-efficient transfer learning of audio spectrogram transformers", 2023; Gulati
@@ -24,14 +24,11 @@ class ConformerBlock(nn.Module):
     Args:
         hidden_size: width d of the tokens.
         bottleneck_dim: width r of the space in between.
-        kernel: taps of the depthwise convolution; the extra zero that an even number needs is put on the right.
+        kernel: kernel size of the depthwise convolution; the extra zero that an even size needs is put on the right.
         scaling: factor on the output.
         dropout: probability of dropping an element before the last projection, in training.
         init_weights: False draws the last projection at random, so that the block changes its input from the start.
     """
-
-    reads_neighbours = True
-    special_tokens_stand_alone = False
 
     def __init__(
         self,
@@ -87,13 +84,8 @@ class TokenBatchNorm(nn.BatchNorm1d):
             # PEFT keeps the parameters of adapters on a half-precision model in float32, but not their buffers.
             self.running_mean = self.running_mean.to(self.weight.dtype)
             self.running_var = self.running_var.to(self.weight.dtype)
-        if self.training and _is_recomputation():
+        if self.training and is_recomputation():
             # The same operation, on copies: checkpointing counts what it saves for the backward pass.
             statistics = self.running_mean.clone(), self.running_var.clone()
             return functional.batch_norm(tokens, *statistics, self.weight, self.bias, True, self.momentum, self.eps)
         return super().forward(tokens)
-
-
-def _is_recomputation() -> bool:
-    # Checkpointing runs a layer's forward pass again from within the backward pass, and nothing else does.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Optional
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from .adapter_module import TokenLayout
 from .scaled import Factor, scaled
 
 
-class TokenLayout(NamedTuple):
-    """How the tokens of a forward pass lie.
-
-    Attributes:
-        grid: numbers of rows (frequency) and columns (time). Row after row, the grid's tokens are the last ones;
-            those in front of them are special tokens.
-        mask: `(batch, tokens)`, True for tokens and False for padding; None where there is no padding.
-    """
-
-    grid: tuple[int, int]
-    mask: Optional[torch.Tensor] = None
-
-    def hide_padding(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return `(batch, tokens, ...)` with zeros in place of padding, as at the grid's edges."""
-        if self.mask is None:
-            return tokens
-        return tokens * self.mask.to(tokens.dtype).reshape(*self.mask.shape, *[1] * (tokens.dim() - 2))
-
-
 class GridConv(nn.Module):
-    """2-d convolution over a grid of tokens, same padding, stride 1; the centre tap alone for special tokens.
+    """2-d convolution over a grid of tokens, with same padding and stride 1.
 
-    The same numbers as `torch.nn.functional.conv2d` on the grid. The taps are applied as one matrix product over all
-    tokens, and tokens are shifted on the side that has fewer channels, so that wide tensors are never copied.
+    It gives the same numbers as `torch.nn.functional.conv2d` on the grid. Special tokens in front of the grid have no
+    neighbours: for them it is a 1 x 1 convolution with the kernel's center. One matrix product applies all positions
+    of the kernel, and tokens are shifted on the side that has fewer channels, so that wide tensors are never copied.
 
     Args:
         in_channels: width of the tokens that come in.
         out_channels: width of the tokens that go out.
-        kernel: numbers of taps along (frequency, time), both odd.
+        kernel: kernel size along (frequency, time), both odd.
         bias: add a bias.
     """
 
@@ -65,13 +47,13 @@ class GridConv(nn.Module):
         out_channels, in_channels, *kernel = self.weight.shape
         tokens, bias = scaled(tokens, factor), scaled(self.bias, factor)
         if out_channels <= in_channels:
-            taps = functional.linear(tokens, self.weight.permute(2, 3, 0, 1).reshape(-1, in_channels))
-            taps = layout.hide_padding(taps.unflatten(-1, (-1, out_channels)))
-            outputs = _sum_shifted(taps, layout.grid, kernel)
+            products = functional.linear(tokens, self.weight.permute(2, 3, 0, 1).reshape(-1, in_channels))
+            products = layout.hide_padding(products.unflatten(-1, (-1, out_channels)))
+            outputs = _sum_shifted(products, layout.grid, kernel)
             return outputs if bias is None else outputs + bias
-        neighbours = _gather_shifted(layout.hide_padding(tokens), layout.grid, kernel)
+        neighbors = _gather_shifted(layout.hide_padding(tokens), layout.grid, kernel)
         weight = self.weight.permute(0, 2, 3, 1).reshape(out_channels, -1)
-        return functional.linear(neighbours, weight, bias)
+        return functional.linear(neighbors, weight, bias)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, *kernel = self.weight.shape
@@ -84,15 +66,18 @@ def _check_layout(tokens: torch.Tensor, layout: TokenLayout) -> None:
         raise ValueError(f"A grid of {rows} x {columns} needs {rows * columns} tokens, got {tokens.shape[1]}.")
 
 
-def _sum_shifted(taps: torch.Tensor, grid: tuple[int, int], kernel: list[int]) -> torch.Tensor:
-    """Add up what every tap gives, each shifted to the token that it gives it to: `(b, n, taps, c)` to `(b, n, c)`."""
+def _sum_shifted(products: torch.Tensor, grid: tuple[int, int], kernel: list[int]) -> torch.Tensor:
+    """Add up what every position of the kernel gives, each shifted to the token that it gives it to.
+
+    `(batch, tokens, kernel positions, channels)` to `(batch, tokens, channels)`.
+    """
     rows, columns = grid
     height, width = kernel
-    centre = taps.shape[2] // 2
+    center = products.shape[2] // 2
     if height * width == 1:
-        return taps[:, :, 0]
-    num_special = taps.shape[1] - rows * columns
-    special, patches = taps[:, :num_special, centre], taps[:, num_special:].unflatten(1, grid)
+        return products[:, :, 0]
+    num_special = products.shape[1] - rows * columns
+    special, patches = products[:, :num_special, center], products[:, num_special:].unflatten(1, grid)
     padding = (0, 0, 0, 0, width // 2, width // 2, height // 2, height // 2)
     padded = functional.pad(patches, padding)
     shifted = [padded[:, i : i + rows, j : j + columns, i * width + j] for i in range(height) for j in range(width)]
@@ -100,16 +85,19 @@ def _sum_shifted(taps: torch.Tensor, grid: tuple[int, int], kernel: list[int]) -
 
 
 def _gather_shifted(tokens: torch.Tensor, grid: tuple[int, int], kernel: list[int]) -> torch.Tensor:
-    """Put the neighbours that the kernel sees beside each token: `(b, n, c)` to `(b, n, taps * c)`."""
+    """Put the neighbors that the kernel sees beside each token.
+
+    `(batch, tokens, channels)` to `(batch, tokens, kernel positions * channels)`.
+    """
     rows, columns = grid
     height, width = kernel
     if height * width == 1:
         return tokens
-    num_taps, channels = height * width, tokens.shape[-1]
+    num_positions, channels = height * width, tokens.shape[-1]
     num_special = tokens.shape[1] - rows * columns
-    before = num_taps // 2 * channels
-    special = functional.pad(tokens[:, :num_special], (before, num_taps * channels - before - channels))
+    before = num_positions // 2 * channels
+    special = functional.pad(tokens[:, :num_special], (before, num_positions * channels - before - channels))
     patches = tokens[:, num_special:].unflatten(1, grid)
     padded = functional.pad(patches, (0, 0, width // 2, width // 2, height // 2, height // 2))
-    neighbours = [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-    return torch.cat([special, torch.cat(neighbours, dim=-1).flatten(1, 2)], dim=1)
+    neighbors = [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
+    return torch.cat([special, torch.cat(neighbors, dim=-1).flatten(1, 2)], dim=1)

@@ -1,14 +1,12 @@
-"""What an adapter adds to an encoder layer, and what the layer's hooks leave for each other while it runs."""
+"""What an adapter adds to an encoder layer, and how it is connected there."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Optional
 
-import torch
 from torch import nn
 
 from ..modules import EmbeddingPrompt
-from ..utils.per_thread import PerThread
 
 
 class Wiring(NamedTuple):
@@ -31,9 +29,9 @@ class AdapterParts(NamedTuple):
     Attributes:
         prompt: tokens that take part in the layer's attention, as keys and values only.
         attention_norm: the layer's norm before attention, with weights of the adapter's own.
-        attention_adapter: connected to the attention block as `attention_wiring` says.
+        attention_adapter: connected to the attention block as `attention_wiring` says, an `AdapterModule`.
         mlp_norm: the norm before the feed-forward block, with weights of the adapter's own.
-        mlp_adapter: connected to the feed-forward block as `mlp_wiring` says.
+        mlp_adapter: connected to the feed-forward block as `mlp_wiring` says, an `AdapterModule`.
     """
 
     prompt: Optional[EmbeddingPrompt] = None
@@ -46,35 +44,5 @@ class AdapterParts(NamedTuple):
 
 
 PARTS = ("prompt", "attention_norm", "attention_adapter", "mlp_norm", "mlp_adapter")
-
-
-class BlockInput(NamedTuple):
-    """What a block reads, before (`residual`) and after its norm, `(batch, tokens, hidden_size)` both."""
-
-    residual: torch.Tensor
-    normalized: torch.Tensor
-
-
-class LayerPass(PerThread):
-    """One forward pass through the layer.
-
-    Attributes:
-        grid: rows and columns of the patches, None on a backbone without.
-        mask: the attention mask.
-        attention_residual: what the norm before attention reads.
-        attention_input: what attention reads.
-        mlp_input: what the feed-forward block reads.
-        num_prompts: number of prompts that attention is given.
-        num_read: number of tokens, the first ones, whose output is read later on; None for all.
-        unread: the input of the other tokens, while their output is left out.
-    """
-
-    def __init__(self) -> None:
-        self.num_prompts = 0
-        self.num_read: Optional[int] = None
-        self.unread: Optional[torch.Tensor] = None
-        self.grid: Optional[tuple[int, int]] = None
-        self.mask: Optional[torch.Tensor] = None
-        self.attention_residual: Optional[torch.Tensor] = None
-        self.attention_input: Optional[BlockInput] = None
-        self.mlp_input: Optional[BlockInput] = None
+# Those that change tokens; the others change none by themselves.
+ADAPTERS = ("attention_adapter", "mlp_adapter")

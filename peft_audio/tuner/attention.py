@@ -1,21 +1,21 @@
-"""Keys and values beyond an attention module's own tokens, let in where transformers' attention functions are called.
+"""Prompts as keys and values only, where transformers' attention functions are called.
 
-So prompts cost two small products for the whole batch, and no rows of queries or outputs. It needs a module that looks its
-attention function up in transformers' `AttentionInterface`, by its configuration, and that makes keys and values with
-`k_proj` and `v_proj`; for others, prompts are put in front of the tokens that attention reads.
+So prompts cost two small products for the whole batch, and no rows of queries or outputs. Which attention modules can do
+that is said in the table of backbones (`keys_and_values`). For all others, prompts stand in front of the tokens that
+attention reads.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
 
-from ..utils.per_thread import PerThread
+from ..backbones.spec import EncoderSpec
+from ..upstream.attention_interface import attention_function, register_attention_function
+from ..utils.forward_pass import ForwardPass
 from .prompt_gradient import attend_to_frozen_tokens
 
 
@@ -34,20 +34,16 @@ class ExtraTokens(NamedTuple):
     behind: Optional[torch.Tensor] = None
 
 
-class Running(PerThread):
-    """Whether the function that the model is set to is running, which may ask for its own name."""
-
-    def __init__(self) -> None:
-        self.is_on = False
-
-
 class AttentionConfig:
-    """The configuration of an attention module, except that it names this package's function. The model's own stays as
-    it is."""
+    """The configuration of an attention module, except that it names this package's attention function.
 
-    def __init__(self, config: Any) -> None:
+    The model's own configuration stays as it is.
+    """
+
+    def __init__(self, config: Any, projections: tuple[str, str], forward_pass: ForwardPass) -> None:
         self.original = config
-        self.running = Running()
+        self.projections = projections
+        self.forward_pass = forward_pass
 
     def __getattr__(self, name: str) -> Any:
         if name == "original":  # not there yet: while a copy is being made
@@ -56,24 +52,23 @@ class AttentionConfig:
 
     @property
     def _attn_implementation(self) -> str:
-        return self.original._attn_implementation if self.running.is_on else NAME
+        return self.original._attn_implementation if self.forward_pass.in_attention else NAME
 
 
-def takes_extra_keys(attention: nn.Module) -> bool:
-    """Whether `let_in` works for this module."""
-    forward = inspect.unwrap(type(attention).forward)
-    hands_on = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
-    has_parts = all(hasattr(attention, name) for name in ("config", "k_proj", "v_proj"))
-    return hands_on and has_parts and "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names
+def takes_extra_tokens(attention: nn.Module, spec: EncoderSpec) -> bool:
+    """Whether `install_extra_tokens` works for this module: the row says so, and it has the projections named there."""
+    names = spec.keys_and_values
+    return names is not None and all(hasattr(attention, name) for name in ("config", *names))
 
 
-def let_in(attention: nn.Module) -> None:
+def install_extra_tokens(attention: nn.Module, spec: EncoderSpec, forward_pass: ForwardPass) -> None:
     """Make an attention module take the argument `extra_tokens`, `ExtraTokens` or None."""
-    attention.config = AttentionConfig(attention.config)
+    if spec.keys_and_values is not None and not isinstance(attention.config, AttentionConfig):
+        attention.config = AttentionConfig(attention.config, spec.keys_and_values, forward_pass)
 
 
-def keep_out(attention: nn.Module) -> None:
-    """Undo `let_in`."""
+def remove_extra_tokens(attention: nn.Module) -> None:
+    """Undo `install_extra_tokens`."""
     if isinstance(getattr(attention, "config", None), AttentionConfig):
         attention.config = attention.config.original
 
@@ -91,15 +86,15 @@ def attend(
 
     `query`, `key` and `value` are `(batch, heads, tokens, head_dim)`, `attention_mask` has a column for each extra token.
     """
-    running = module.config.running
-    running.is_on = True
+    forward_pass = module.config.forward_pass
+    forward_pass.in_attention, forward_pass.extra_tokens_pending = True, False
     try:
-        function = _function_of(module)
+        function = attention_function(module, module.config._attn_implementation)
         if extra_tokens is None:
             return function(module, query, key, value, attention_mask, **kwargs)
         return _attend_to_more(function, module, query, key, value, attention_mask, extra_tokens, **kwargs)
     finally:
-        running.is_on = False
+        forward_pass.in_attention = False
 
 
 def _attend_to_more(
@@ -112,19 +107,16 @@ def _attend_to_more(
     tokens: ExtraTokens,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-    front, behind = ((_heads(module.k_proj, t, key), _heads(module.v_proj, t, value)) for t in tokens)
+    projections = [getattr(module, name) for name in module.config.projections]
+    front, behind = (
+        tuple(_heads(projection, some, like) for projection, like in zip(projections, (key, value))) for some in tokens
+    )
     keys, values = (_side_by_side(*parts) for parts in zip(front, (key, value), behind))
     if _only_trains(tokens.front, query, key, value, *behind) and not kwargs.get("dropout"):
         output = attend_to_frozen_tokens(function, module, query, keys, values, *front, attention_mask, **kwargs)
         if output is not None:
             return output, None
     return function(module, query, keys, values, attention_mask, **kwargs)
-
-
-def _function_of(module: nn.Module) -> Callable:
-    names = inspect.unwrap(type(module).forward).__globals__
-    own = names.get("eager_attention_forward")
-    return names["ALL_ATTENTION_FUNCTIONS"].get_interface(module.config._attn_implementation, own)
 
 
 def _only_trains(prompts: Optional[torch.Tensor], *states: Optional[torch.Tensor]) -> bool:
@@ -145,4 +137,4 @@ def _side_by_side(*states: Optional[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.transpose(1, 2) for part in states if part is not None], dim=1).transpose(1, 2)
 
 
-AttentionInterface.register(NAME, attend)
+register_attention_function(NAME, attend)

@@ -1,22 +1,69 @@
-"""The tuner layer around one encoder layer: it owns what every adapter trains there, and the hooks that apply it."""
+"""The tuner layer around one encoder layer: it owns what every adapter trains there, and the hooks that apply it.
+
+One forward pass, in the order of events (pre-norm; a post-norm layer has no norm before attention, and its norm before
+the feed-forward block follows attention all the same):
+
+1. The patch projection runs, on models with patches: `_remember_grid` keeps rows and columns.
+2. `forward` is called with the tokens. In the last layer it leaves out the tokens that the head does not read.
+3. The norm before attention: `_normalize_attention_input` keeps its input, and replaces its output where an adapter has
+   a norm of its own.
+4. Before attention: `_enter_attention` adds the prompts, and grows the mask and relative positions with them.
+5. In attention, where prompts are keys and values only: `tuner/attention.py` projects them.
+6. After attention: `_leave_attention` cuts the rows of prompts off, where they were in front of the tokens.
+7. After the attention block: `_adapt_attention` applies the adapters there.
+8. The norm before the feed-forward block: `_normalize_mlp_input` keeps its input and output.
+9. After the feed-forward block: `_adapt_mlp` applies the adapters there.
+
+What one of these leaves for another is a field of `ForwardPass`, whose docstring says who writes and reads each.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from ..backbones.relative_positions import PositionRule
 from ..backbones.spec import Backbone, LayerModules
 from ..modules import TokenLayout
-from .adapter_parts import PARTS, AdapterParts, BlockInput, LayerPass, Wiring
-from .attention import ExtraTokens, keep_out, let_in, takes_extra_keys
+from ..modules.adapter_module import check_result, reads_neighbours, special_tokens_stand_alone
+from ..upstream.autograd import may_run_again
+from ..utils.forward_pass import BlockInput, ForwardPass
+from .adapter_parts import ADAPTERS, PARTS, AdapterParts, Wiring
+from .attention import ExtraTokens, install_extra_tokens, remove_extra_tokens, takes_extra_tokens
+from .calls import Call, parameter_names
 from .masks import grow_mask, real_tokens
 from .tuner_layer import HookedTunerLayer, first_tensor, with_first
+
+
+SavingContext = Callable[[torch.Tensor], AbstractContextManager]
+
+
+class OutsideModules(NamedTuple):
+    """Modules that a tuner layer uses and does not own. In a tuple, so that torch does not take them for children.
+
+    Attributes:
+        attention: the encoder layer's attention.
+        attention_norm: its norm before attention, None in post-norm layers.
+        position_source: the module that makes the model's relative positions, None without.
+    """
+
+    attention: nn.Module
+    attention_norm: Optional[nn.Module]
+    position_source: Optional[nn.Module]
+
+
+class Conventions(NamedTuple):
+    """What a row says of how attention is called, see `EncoderSpec`. The row itself may hold what cannot be pickled."""
+
+    batch_first: bool
+    padding_mask: Optional[str]
+    positions: Optional[PositionRule]
 
 
 class EncoderTunerLayer(HookedTunerLayer):
@@ -28,81 +75,118 @@ class EncoderTunerLayer(HookedTunerLayer):
         base_layer: the encoder layer.
         modules: its modules that the hooks go on.
         backbone: the model that it is part of.
-        prefix: prefix of the tuner type, which PEFT recognises its parameters by.
+        prefix: prefix of the tuner type, which PEFT recognizes its parameters by.
+        forward_pass: the state of the model's forward passes.
     """
 
     parts = PARTS
     other_param_names = ("attention_wiring", "mlp_wiring")
 
-    def __init__(self, base_layer: nn.Module, modules: LayerModules, backbone: Backbone, prefix: str) -> None:
-        super().__init__(base_layer, prefix)
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        modules: LayerModules,
+        backbone: Backbone,
+        prefix: str,
+        forward_pass: ForwardPass,
+    ) -> None:
+        super().__init__(base_layer, prefix, forward_pass)
         self.attention_wiring: dict[str, Wiring] = {}
         self.mlp_wiring: dict[str, Wiring] = {}
-        self._positions = backbone.spec.positions
-        self._attention_parameters = tuple(inspect.signature(modules.attention.forward).parameters)
-        # Kept in a tuple so that they are not registered a second time, as children of this layer.
-        self._foreign_modules = (modules.attention, modules.attention_norm, backbone.position_source)
-        self._takes_extra_keys = takes_extra_keys(modules.attention)
-        if self._takes_extra_keys:
-            let_in(modules.attention)
-        # How activations are saved for the backward pass: a context, from the layer's input.
-        self.saving: Optional[Callable[[torch.Tensor], AbstractContextManager]] = None
-        self._pass = LayerPass()
+        spec = backbone.spec
+        self._conventions = Conventions(spec.batch_first, spec.padding_mask, spec.positions)
+        self._outside = OutsideModules(modules.attention, modules.attention_norm, backbone.position_source)
+        self._attention_parameters = parameter_names(modules.attention)
+        self._takes_extra_tokens = takes_extra_tokens(modules.attention, spec)
+        if self._takes_extra_tokens:
+            install_extra_tokens(modules.attention, spec, forward_pass)
+        self._saving_context: Optional[SavingContext] = None
+        self._num_read_tokens: Optional[int] = None
+        # For gradient checkpointing, which may run the layer again in a thread that no patch has passed through.
         self._last_grid: Optional[tuple[int, int]] = None
-        self._hooks = tuple(self._attach(modules, backbone.patch_projection))
+        self._hooks = tuple(self._install_hooks(modules, backbone.patch_projection))
 
     def update_layer(self, adapter_name: str, modules: AdapterParts, inference_mode: bool = False) -> None:
+        """See `HookedTunerLayer.update_layer`; `modules` are an `AdapterParts`."""
         self.attention_wiring[adapter_name] = modules.attention_wiring
         self.mlp_wiring[adapter_name] = modules.mlp_wiring
         super().update_layer(adapter_name, modules, inference_mode)
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the base layer, `(batch, tokens, hidden_size)` to the same shape, with what the hooks add to it.
+    def save_activations_with(self, context: Optional[SavingContext]) -> None:
+        """Run the base layer within `context(hidden_states)`, which may change what is saved for the backward pass."""
+        self._saving_context = context
 
-        Where it is known that only the first tokens' output is read (`read_only`), that is all there is.
+    def set_read_tokens(self, num_tokens: Optional[int]) -> None:
+        """Say how many tokens, the first ones, `ForwardPass.only_first_read` means; None for a layer it is not for."""
+        self._num_read_tokens = num_tokens
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the base layer, with what the hooks add to it.
+
+        Args:
+            hidden_states: `(batch, tokens, hidden_size)`, or `(tokens, batch, hidden_size)` where the row says so.
+            *args: further arguments of the base layer.
+            **kwargs: further arguments of the base layer.
+
+        Returns:
+            What the base layer returns, of the same shape. Where only the first tokens are read, it has only those.
         """
-        num_read, self._pass.num_read = self._pass.num_read, None
-        if num_read is not None and self._can_leave_out(args, kwargs):
-            hidden_states, self._pass.unread = hidden_states[:, :num_read], hidden_states[:, num_read:]
+        num_read = self._take_num_read(args, kwargs)
+        if num_read is not None:
+            hidden_states, self.forward_pass.unread = hidden_states[:, :num_read], hidden_states[:, num_read:]
         elif self._is_checkpointed and torch.is_grad_enabled() and not hidden_states.requires_grad:
             # Reentrant checkpointing gives no gradient at all, silently, where no input of the checkpointed layer asks
             # for one; the input of the first adapted layer of a frozen model does not.
             hidden_states = hidden_states.detach().requires_grad_()
-        is_plain = self.saving is None or self._is_checkpointed or torch.compiler.is_compiling()
+        context = self._saving_context
+        is_plain = context is None or self._is_checkpointed or torch.compiler.is_compiling()
         try:
-            with nullcontext() if is_plain else self.saving(hidden_states):
+            with nullcontext() if context is None or is_plain else context(hidden_states):
                 return self.base_layer(hidden_states, *args, **kwargs)
         finally:
-            self._pass.unread = None
+            self.forward_pass.unread = None
+
+    def put_prompts_in_front(self) -> None:
+        """Let prompts stand in front of attention's tokens, also where they could be keys and values only."""
+        remove_extra_tokens(self._outside.attention)
+        self._takes_extra_tokens = False
 
     def can_mix(self, adapter_names: list[str]) -> bool:
+        """Whether the adapters have the same number of prompts here."""
         prompts = self.part("prompt")
         return len({prompts[name].num_tokens if name in prompts else 0 for name in adapter_names}) == 1
 
-    def read_only(self, num_tokens: Optional[int]) -> None:
-        """Say that after this thread's next forward pass only the first tokens' output is read; None for all."""
-        self._pass.num_read = num_tokens
-
     @property
     def _is_checkpointed(self) -> bool:
-        return self.training and getattr(self.base_layer, "gradient_checkpointing", False)
+        return self.training and bool(getattr(self.base_layer, "gradient_checkpointing", False))
+
+    def _take_num_read(self, args: tuple, kwargs: dict[str, Any]) -> Optional[int]:
+        """Return the number of tokens that suffice, None for all."""
+        if self._num_read_tokens is None:
+            return None
+        is_asked, self.forward_pass.only_first_read = self.forward_pass.only_first_read, False
+        return self._num_read_tokens if is_asked and self._can_leave_out(args, kwargs) else None
 
     def _can_leave_out(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether the layer gives the first tokens the same output where the others are keys and values alone."""
-        if self.training and _may_run_again():
-            return False  # and then nobody would say so
-        active = [module for part in self.parts for _, module in self.active(part)]
+        if self.training and may_run_again():
+            return False  # the second time, nobody would set `only_first_read`
+        is_active = any(self.active(part) for part in self.parts)
         has_mask = any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))
-        alone = all(getattr(module, "special_tokens_stand_alone", True) for module in active)
-        return len(active) > 0 and alone and not has_mask and self._takes_extra_keys and not self._is_checkpointed
+        alone = all(special_tokens_stand_alone(module) for part in ADAPTERS for _, module in self.active(part))
+        can_attend = self._takes_extra_tokens and self._conventions.batch_first
+        return is_active and alone and not has_mask and can_attend and not self._is_checkpointed
 
     def remove_hooks(self) -> None:
+        """Give the base layer back as it was."""
         super().remove_hooks()
-        keep_out(self._foreign_modules[0])
+        remove_extra_tokens(self._outside.attention)
 
     # ---- hooks, in the order in which they run -------------------------------------------------------------------
 
-    def _attach(self, modules: LayerModules, patch_projection: Optional[nn.Module]):
+    def _install_hooks(
+        self, modules: LayerModules, patch_projection: Optional[nn.Module]
+    ) -> Iterator[RemovableHandle]:
         if patch_projection is not None:
             yield patch_projection.register_forward_hook(self._remember_grid)
         if modules.attention_norm is not None:
@@ -114,63 +198,72 @@ class EncoderTunerLayer(HookedTunerLayer):
         yield modules.feed_forward.register_forward_hook(self._adapt_mlp)
 
     def _remember_grid(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self._pass.grid = self._last_grid = (output.shape[-2], output.shape[-1])
+        self.forward_pass.grid = self._last_grid = (output.shape[-2], output.shape[-1])
 
     def _normalize_attention_input(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        residual = self._batch_first(args[0])
         if self.active("attention_adapter"):
-            self._pass.attention_residual = args[0]
-        return self.by_adapter(self._own_norm("attention_norm"), args[0], output)
+            self.forward_pass.attention_residual = residual
+        return self._batch_first(
+            self.by_adapter(self._own_norm("attention_norm"), residual, self._batch_first(output))
+        )
 
     def _enter_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple[tuple, dict]]:
+        forward_pass, call = self.forward_pass, Call(self._attention_parameters, args, kwargs)
         # The tokens come first in every attention module, whatever it calls them.
-        tokens = self._argument(self._attention_parameters[0], args, kwargs)
-        mask = self._argument("attention_mask", args, kwargs)
-        if self.active("attention_adapter") or self.active("mlp_adapter"):
-            self._pass.mask = mask
+        given = call.get(self._attention_parameters[0])
+        tokens = self._batch_first(given)
+        if any(self.active(part) for part in ADAPTERS):
+            forward_pass.attention_mask = call.get(self._mask_name)
         if self.active("attention_adapter"):
-            residual = tokens if self._pass.attention_residual is None else self._pass.attention_residual
-            self._pass.attention_input, self._pass.attention_residual = BlockInput(residual, tokens), None
+            residual = tokens if forward_pass.attention_residual is None else forward_pass.attention_residual
+            forward_pass.attention_input, forward_pass.attention_residual = BlockInput(residual, tokens), None
         extra = self._extra_tokens(tokens)
-        self._pass.num_prompts = 0 if extra is None or extra.front is None else extra.front.shape[1]
+        forward_pass.num_prompts = 0 if extra is None or extra.front is None else extra.front.shape[1]
+        forward_pass.extra_tokens_pending = extra is not None and self._takes_extra_tokens
         if extra is None:
             return None
-        if self._takes_extra_keys:
-            kwargs = {**kwargs, "extra_tokens": extra}
-        arguments = dict(zip(self._attention_parameters, args)) | kwargs
-        for name, value in self._with_prompts(tokens, extra.front, mask, arguments).items():
-            args, kwargs = self._with_argument(name, value, args, kwargs)
-        return args, kwargs
+        call = self._with_extra_tokens(call, given, tokens, extra)
+        return call.args, call.kwargs
 
     def _leave_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        num_prompts = self._pass.num_prompts
-        if num_prompts == 0 or self._takes_extra_keys:
+        num_prompts = self.forward_pass.num_prompts
+        if self.forward_pass.extra_tokens_pending:
+            raise RuntimeError(
+                f"{type(module).__name__} has not used the prompts, which its row of the table of backbones makes keys "
+                "and values only: it calls no function of transformers' AttentionInterface. Leave `keys_and_values` out "
+                "of the EncoderSpec of this model type."
+            )
+        if num_prompts == 0 or self._takes_extra_tokens:
             return None
-        output = with_first(output, first_tensor(output)[:, num_prompts:])
-        has_more = self._positions is not None and self._positions.crop is not None
-        return self._positions.crop(output, num_prompts) if has_more else output
+        output = with_first(output, self._batch_first(self._batch_first(first_tensor(output))[:, num_prompts:]))
+        rule = self._conventions.positions
+        return output if rule is None or rule.crop is None else rule.crop(output, num_prompts)
 
     def _adapt_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        block_input, self._pass.attention_input = self._pass.attention_input, None
+        block_input, self.forward_pass.attention_input = self.forward_pass.attention_input, None
         if block_input is None:
             return None
         return with_first(output, self._adapt_samples("attention", first_tensor(output), block_input))
 
     def _normalize_mlp_input(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        output = self.by_adapter(self._own_norm("mlp_norm"), args[0], output)
+        residual = self._batch_first(args[0])
+        normalized = self.by_adapter(self._own_norm("mlp_norm"), residual, self._batch_first(output))
         if self.active("mlp_adapter"):
-            self._pass.mlp_input = BlockInput(args[0], output)
-        return output
+            self.forward_pass.mlp_input = BlockInput(residual, normalized)
+        return self._batch_first(normalized)
 
     def _adapt_mlp(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
-        block_input, self._pass.mlp_input = self._pass.mlp_input, None
+        block_input, self.forward_pass.mlp_input = self.forward_pass.mlp_input, None
         return None if block_input is None else self._adapt_samples("mlp", output, block_input)
 
     # ---- adapters and norms --------------------------------------------------------------------------------------
 
     def _adapt_samples(self, block: str, output: torch.Tensor, block_input: BlockInput) -> torch.Tensor:
-        neighbours_matter = any(adapter.reads_neighbours for _, adapter in self.active(f"{block}_adapter"))
-        mask = real_tokens(self._pass.mask) if neighbours_matter else None
-        return self.by_adapter(partial(self._adapt, block), output, *block_input, mask)
+        is_mixing = any(reads_neighbours(adapter) for _, adapter in self.active(f"{block}_adapter"))
+        mask = real_tokens(self.forward_pass.attention_mask, self._true_is_padding) if is_mixing else None
+        adapt = partial(self._adapt, block)
+        return self._batch_first(self.by_adapter(adapt, self._batch_first(output), *block_input, mask))
 
     def _adapt(
         self,
@@ -181,29 +274,29 @@ class EncoderTunerLayer(HookedTunerLayer):
         mask: Optional[torch.Tensor],
     ) -> torch.Tensor:
         adapters, wirings = self.active(f"{block}_adapter"), getattr(self, f"{block}_wiring")
-        replacing = [name for name, _ in adapters if wirings[name].replace]
+        names = [name for name, _ in adapters]
+        replacing = [name for name in names if wirings[name].replace]
         if replacing and len(adapters) > 1:
             raise ValueError(
                 f"Adapter {replacing[0]!r} takes the place of the output of every {block} block (placement='sequential' "
-                f"without residual), so no other can be active with it, got {[name for name, _ in adapters]}. Activate "
-                "one at a time."
+                f"without residual), so no other can be active with it, got {names}. Activate one at a time."
             )
         layout = TokenLayout(self._grid(output.shape[1]), mask)
         sources = {"output": output, "residual": residual, "normalized": normalized}
         adapted = None if replacing else output
         for name, adapter in adapters:
-            wiring = wirings[name]
-            added = adapter(sources[wiring.input], layout)
+            source = sources[wirings[name].input]
+            added = adapter(source, layout)
+            check_result(adapter, source, added)
             adapted = added if adapted is None else adapted + added
-            if wiring.shortcut:
-                adapted = adapted + sources[wiring.input]
-        return adapted
+            if wirings[name].shortcut:
+                adapted = adapted + source
+        return output if adapted is None else adapted
 
     def _grid(self, num_tokens: int) -> tuple[int, int]:
-        if self._pass.unread is not None:
+        if self.forward_pass.unread is not None:
             return (1, 0)  # only special tokens are left
-        # Autograd runs a checkpointed layer again in a thread of its own, which no patch has passed through.
-        return self._pass.grid or self._last_grid or (1, num_tokens)
+        return self.forward_pass.grid or self._last_grid or (1, num_tokens)
 
     def _own_norm(self, part: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return a function of hidden states and what the layer's norm makes of them, to what the adapter's makes."""
@@ -226,9 +319,9 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def _extra_tokens(self, tokens: torch.Tensor) -> Optional[ExtraTokens]:
         """Return what attention takes keys and values from beside the tokens that it is given, as it reads them."""
-        if not self.active("prompt") and self._pass.unread is None:
+        if not self.active("prompt") and self.forward_pass.unread is None:
             return None
-        return ExtraTokens(*self.by_adapter(self._extra_rows, tokens, self._pass.unread))
+        return ExtraTokens(*self.by_adapter(self._extra_rows, tokens, self.forward_pass.unread))
 
     def _extra_rows(
         self, tokens: torch.Tensor, unread: Optional[torch.Tensor]
@@ -239,48 +332,47 @@ class EncoderTunerLayer(HookedTunerLayer):
         return front, None if unread is None else self._as_attention_reads(unread, tokens.dtype)
 
     def _as_attention_reads(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        _, norm, _ = self._foreign_modules
+        norm = self._outside.attention_norm
         rows = rows.to(dtype)
         if norm is not None:
-            # Attention's input arrives normalised in pre-norm layers, the prompt does not. Not by a call, which would
+            # Attention's input arrives normalized in pre-norm layers, the prompt does not. Not by a call, which would
             # run the hooks that take the norm's input for the layer's.
             rows = self._own_norm("attention_norm")(rows, norm.forward(rows)).to(dtype)
         return rows
 
-    def _with_prompts(
-        self, tokens: torch.Tensor, rows: Optional[torch.Tensor], mask: Any, arguments: dict
-    ) -> dict[str, Any]:
-        """Return the arguments of attention that prompts change."""
-        only_keys = self._takes_extra_keys
-        num_prompts = 0 if rows is None else rows.shape[1]
-        changed = {}
+    def _with_extra_tokens(self, call: Call, given: torch.Tensor, tokens: torch.Tensor, extra: ExtraTokens) -> Call:
+        """Return the call of attention with the extra tokens, and all that grows with them."""
+        only_keys, num_prompts = self._takes_extra_tokens, self.forward_pass.num_prompts
+        mask = call.get(self._mask_name)
         if mask is not None:
-            changed["attention_mask"] = grow_mask(mask, num_prompts, grow_queries=not only_keys)
+            mask = grow_mask(mask, num_prompts, not only_keys, self._true_is_padding)
+            call = call.replace(self._mask_name, mask)
         if only_keys:
-            return changed
-        attended = torch.cat([rows.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        changed[self._attention_parameters[0]] = attended
-        if self._positions is not None:
-            *_, source = self._foreign_modules
-            changed |= self._positions.grow(source, attended, num_prompts, arguments)
-        return changed
+            return call.replace("extra_tokens", extra)
+        if extra.front is None:
+            return call
+        attended = torch.cat([extra.front.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        call = call.replace_object(given, self._batch_first(attended))
+        rule = self._conventions.positions
+        if rule is not None:
+            grown = rule.grow(self._outside.position_source, attended, num_prompts, call.arguments)
+            for name, value in grown.items():
+                call = call.replace(name, value)
+        return call
 
-    def _argument(self, name: str, args: tuple, kwargs: dict) -> Any:
-        positional = dict(zip(self._attention_parameters, args))
-        return positional[name] if name in positional else kwargs.get(name)
+    # ---- the row's conventions -----------------------------------------------------------------------------------
 
-    def _with_argument(self, name: str, value: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        positional = dict(zip(self._attention_parameters, args))
-        if name in positional:
-            return tuple({**positional, name: value}.values()), kwargs
-        return args, {**kwargs, name: value}
+    def _batch_first(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Turn `(tokens, batch, d)` into `(batch, tokens, d)` and back, where the base layer takes the former."""
+        return tokens if self._conventions.batch_first else tokens.transpose(0, 1)
 
+    @property
+    def _mask_name(self) -> str:
+        return self._conventions.padding_mask or "attention_mask"
 
-def _may_run_again() -> bool:
-    """Whether checkpointing around a layer may be what runs it: without gradient, or with hooks on saved tensors."""
-    if torch.compiler.is_compiling():
-        return False
-    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    @property
+    def _true_is_padding(self) -> bool:
+        return self._conventions.padding_mask is not None
 
 
 def _second(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

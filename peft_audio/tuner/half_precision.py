@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..upstream.autograd import is_parameter
 from .encoder_layer import EncoderTunerLayer
 
 
@@ -49,7 +50,7 @@ def save_activations_in_half(model: nn.Module, enabled: bool = True) -> nn.Modul
             f"{type(model).__name__} without any. Call get_peft_model first."
         )
     for layer in layers:
-        layer.saving = saved_in_half if enabled else None
+        layer.save_activations_with(saved_in_half if enabled else None)
     return model
 
 
@@ -63,7 +64,7 @@ def saved_in_half(hidden_states: torch.Tensor) -> Iterator[None]:
     del hidden_states  # what is saved refers to this function's variables
 
     def pack(tensor: torch.Tensor) -> Saved:
-        if tensor.dtype != torch.float32 or tensor.numel() < min_size or _is_parameter(tensor):
+        if tensor.dtype != torch.float32 or tensor.numel() < min_size or is_parameter(tensor):
             return tensor.detach(), None  # as it is, an output would keep its own graph alive
         # Two operations may save the same, in another shape.
         key = (tensor.data_ptr(), tensor.numel(), None if tensor.is_contiguous() else (tensor.shape, tensor.stride()))
@@ -84,8 +85,3 @@ def _halve(tensor: torch.Tensor) -> Half:
 def _unpack(saved: Saved) -> torch.Tensor:
     kept, shape = saved
     return kept if shape is None else kept.values.float().mul_(kept.scale).view(shape)
-
-
-def _is_parameter(tensor: torch.Tensor) -> bool:
-    whole = tensor._base if tensor._is_view() else tensor  # a linear map saves a transposed view
-    return isinstance(whole, nn.Parameter)

@@ -1,4 +1,4 @@
-"""Attention masks in transformers' forms: letting prompts in, and telling tokens from padding."""
+"""Attention masks in transformers' and fairseq's forms: adding prompts, and telling tokens from padding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def grow_mask(mask: Any, num_prompts: int, grow_queries: bool) -> torch.Tensor:
+def grow_mask(mask: Any, num_prompts: int, grow_queries: bool, true_is_padding: bool = False) -> torch.Tensor:
     """Let every token attend to `num_prompts` new tokens in front.
 
     Args:
@@ -16,19 +16,23 @@ def grow_mask(mask: Any, num_prompts: int, grow_queries: bool) -> torch.Tensor:
             integer with 1 for "attends", or additive with 0 for it.
         num_prompts: number of tokens put in front of the keys.
         grow_queries: the prompts are queries as well; their rows attend everywhere, as what they give is thrown away.
+        true_is_padding: fairseq's form instead, `(batch, keys)` and True for padding.
+
+    Returns:
+        The mask with `num_prompts` more keys, and more queries where it has queries.
 
     Raises:
         ValueError: for a mask of another form.
     """
     _check(mask)
-    attends = 0 if _is_additive(mask) else 1
+    attends = 0 if true_is_padding or _is_additive(mask) else 1
     mask = nn.functional.pad(mask, (num_prompts, 0), value=attends)
     if mask.dim() == 4 and mask.shape[2] > 1 and grow_queries:
         mask = nn.functional.pad(mask, (0, 0, num_prompts, 0), value=attends)
     return mask
 
 
-def real_tokens(mask: Any) -> Optional[torch.Tensor]:
+def real_tokens(mask: Any, true_is_padding: bool = False) -> Optional[torch.Tensor]:
     """Return `(batch, tokens)`, True for tokens and False for padding, from a mask as in `grow_mask` or None.
 
     Raises:
@@ -38,7 +42,7 @@ def real_tokens(mask: Any) -> Optional[torch.Tensor]:
         return None
     _check(mask)
     keys = mask if mask.dim() == 2 else mask[:, 0, 0]  # padding is hidden from all queries alike
-    return keys == 0 if _is_additive(mask) else keys != 0
+    return keys == 0 if true_is_padding or _is_additive(mask) else keys != 0
 
 
 def _is_additive(mask: torch.Tensor) -> bool:

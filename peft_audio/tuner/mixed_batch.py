@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..heads.weighted_layer_sum import LayerWeights
+from ..utils.forward_pass import ForwardPass
 from .samples import join, samples_by_adapter, take
 from .tuner_layer import HookedTunerLayer
 
@@ -65,13 +66,16 @@ def _fit_together(model: nn.Module, adapter_names: list[str]) -> bool:
 
 
 def _run_once(model: nn.Module, samples: dict[str, torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
+    forward_pass = ForwardPass.of(model)
     with ExitStack() as stack:
         for module in model.modules():
-            if isinstance(module, HookedTunerLayer):
-                stack.enter_context(module.mixing(samples))
-            elif isinstance(module, AuxiliaryTrainingWrapper):
+            if isinstance(module, AuxiliaryTrainingWrapper):
                 stack.enter_context(_forward(module, partial(_head_by_sample, module, samples)))
-        return model(*args, **kwargs)
+        forward_pass.samples = samples
+        try:
+            return model(*args, **kwargs)
+        finally:
+            forward_pass.samples = None
 
 
 def _head_by_sample(head: nn.Module, samples: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:

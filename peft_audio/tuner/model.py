@@ -6,30 +6,48 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Optional
+from typing import Any, Generic, NamedTuple, Optional, TypeVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from ..backbones.relative_positions import attach_positions, detach_positions
+from ..backbones.relative_positions import install_position_detach, remove_position_detach
 from ..backbones.spec import Backbone, LayerModules
 from ..backbones.table import locate, resolve
 from ..checkpoints.base_settings import check_settings, has_generic_labels, remember_settings, set_labels
 from ..checkpoints.tensors import check_tensors
 from ..config import EncoderAdapterConfig
 from ..heads.weighted_layer_sum import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
+from ..upstream.transformers_models import freeze_feature_encoder
+from ..utils.forward_pass import ForwardPass
 from .adapter_parts import AdapterParts
 from .encoder_layer import EncoderTunerLayer
 from .mixed_batch import mixed_batch
 from .quantized import check_not_quantised
-from .read_tokens import ignore_read_tokens, tell_read_tokens
-from .training_setup import set_up_training, undo_set_up
+from .read_tokens import install_read_tokens, remove_read_tokens
+from .row_check import check_row_once
+from .training_setup import install_training_setup, remove_training_setup
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
 
 
-class EncoderTuner(BaseTuner):
+ConfigT = TypeVar("ConfigT", bound=EncoderAdapterConfig)
+
+
+class Injection(NamedTuple):
+    """What is known while an adapter is being put on a model.
+
+    Attributes:
+        backbone: the model with its places found.
+        targets: paths of the modules that get a tuner layer.
+    """
+
+    backbone: Backbone
+    targets: frozenset[str]
+
+
+class EncoderTuner(BaseTuner, Generic[ConfigT]):
     """Base class of the methods. A method gives its `prefix` and says in `build_parts` what a layer gets.
 
     Args:
@@ -45,8 +63,9 @@ class EncoderTuner(BaseTuner):
     tuner_layer_cls: type[HookedTunerLayer] = EncoderTunerLayer
     target_module_mapping: dict[str, list[str]] = {}
     _is_frozen = False  # whether nothing was to be trained when the adapters were disabled
+    _injection: Optional[Injection] = None  # while an adapter is being put on
 
-    def build_parts(self, config: EncoderAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+    def build_parts(self, config: ConfigT, backbone: Backbone, modules: LayerModules) -> AdapterParts:
         """Return fresh modules for one encoder layer, whose own are `modules`.
 
         Raises:
@@ -54,7 +73,7 @@ class EncoderTuner(BaseTuner):
         """
         return AdapterParts()
 
-    def target_names(self, config: EncoderAdapterConfig, backbone: Backbone) -> list[str]:
+    def target_names(self, config: ConfigT, backbone: Backbone) -> list[str]:
         """Return the paths of the modules that get a tuner layer: the encoder layers that `config` selects.
 
         Raises:
@@ -62,16 +81,16 @@ class EncoderTuner(BaseTuner):
         """
         return [backbone.layer_names[index] for index in config.selected_layers(len(backbone.layer_names))]
 
-    def add_to(self, target: nn.Module, config: EncoderAdapterConfig, adapter_name: str) -> nn.Module:
+    def add_to(self, target: nn.Module, config: ConfigT, adapter_name: str, backbone: Backbone) -> nn.Module:
         """Return `target` with the adapter on it, in a tuner layer."""
-        modules = locate(target, self._backbone.spec)
+        modules = locate(target, backbone.spec)
         if not isinstance(target, EncoderTunerLayer):
-            target = EncoderTunerLayer(target, modules, self._backbone, self.prefix)
-        parts = self.build_parts(config, self._backbone, modules)
+            target = EncoderTunerLayer(target, modules, backbone, self.prefix, ForwardPass.of(self.model))
+        parts = self.build_parts(config, backbone, modules)
         target.update_layer(adapter_name, parts, config.inference_mode)
         return target
 
-    def check_fit(self, config: EncoderAdapterConfig, backbone: Backbone) -> None:
+    def check_fit(self, config: ConfigT, backbone: Backbone) -> None:
         """Raise ValueError if the configuration does not fit the backbone. Changes nothing."""
         with torch.device("meta"):
             self.build_parts(config, backbone, backbone.first_layer)
@@ -92,22 +111,24 @@ class EncoderTuner(BaseTuner):
         _check_adapter_name(adapter_name, model, self.prefix, self.tuner_layer_cls.parts)
         if not self.active_adapters:  # the last one was deleted
             self.active_adapter = adapter_name
-        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        try:
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        finally:
+            self._injection = None
         self._couple_heads(model, adapter_name)
         backbone = resolve(model)
-        self._freeze_front_end(backbone)
-        set_up_training(model, backbone)
+        self._freeze_feature_encoder(backbone)
+        install_training_setup(model, backbone)
         keep_frozen_statistics(model)
         attentions = (locate(model.get_submodule(name), backbone.spec).attention for name in backbone.layer_names)
-        detach_positions(attentions, backbone.spec.positions, backbone.position_source)
-        tell_read_tokens(model, backbone)
-        del self._backbone, self._targets
+        install_position_detach(attentions, backbone.spec.positions, backbone.position_source)
+        install_read_tokens(model, backbone)
 
     def _couple_heads(self, model: nn.Module, adapter_name: str) -> None:
         heads = tuple(module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
         for module in model.modules():
             if isinstance(module, HookedTunerLayer):
-                module.heads = heads
+                module.couple_heads(heads)
         if adapter_name not in self.active_adapters:
             return
         # `inject_adapter_in_model` makes the new adapter active in the layers; PEFT leaves its heads behind, and the
@@ -139,9 +160,9 @@ class EncoderTuner(BaseTuner):
     def unload(self) -> nn.Module:
         """Return the base model without adapters and without their hooks; a trained head stays in it."""
         model = super().unload()
-        attach_positions(model)
-        ignore_read_tokens(model)
-        undo_set_up(model)
+        remove_position_detach(model)
+        remove_read_tokens(model)
+        remove_training_setup(model)
         return model
 
     def get_input_embeddings(self) -> Optional[nn.Module]:
@@ -163,9 +184,10 @@ class EncoderTuner(BaseTuner):
         if peft_config.base_settings is not None:
             check_settings(peft_config.base_settings, self.model, backbone)
         modules_to_save = self._modules_to_save(peft_config, backbone, targets)
+        if not any(isinstance(module, HookedTunerLayer) for module in self.model.modules()):
+            check_row_once(self.model, backbone)
 
-        self._targets = set(targets)
-        self._backbone = backbone
+        self._injection = Injection(backbone, frozenset(targets))
         peft_config.modules_to_save = modules_to_save
         if peft_config.base_settings is not None and has_generic_labels(self.model.config):
             set_labels(self.model.config, peft_config.base_settings)
@@ -192,10 +214,16 @@ class EncoderTuner(BaseTuner):
 
     def _prepare_model(self, peft_config: EncoderAdapterConfig, model: nn.Module) -> None:
         if MODULE_NAME in peft_config.modules_to_save and not hasattr(model, MODULE_NAME):
-            model._layer_weights_swap = install_layer_weights(model, self._backbone.spec.layer_weights)
+            model._layer_weights_swap = install_layer_weights(model, self._place.backbone.spec.layer_weights)
 
     def _check_target_module_exists(self, peft_config: EncoderAdapterConfig, key: str) -> bool:
-        return key in self._targets
+        return key in self._place.targets
+
+    @property
+    def _place(self) -> Injection:
+        if self._injection is None:
+            raise RuntimeError("This is known only while an adapter is being put on a model: call inject_adapter.")
+        return self._injection
 
     def _create_and_replace(
         self,
@@ -207,15 +235,17 @@ class EncoderTuner(BaseTuner):
         current_key: str,
         parameter_name: Optional[str] = None,
     ) -> None:
-        adapted = self.add_to(target, peft_config, adapter_name)
+        adapted = self.add_to(target, peft_config, adapter_name, self._place.backbone)
         if adapted is not target:
             setattr(parent, target_name, adapted)
 
-    def _freeze_front_end(self, backbone: Backbone) -> None:
+    def _freeze_feature_encoder(self, backbone: Backbone) -> None:
         # A frozen feature encoder still marks its input as requiring a gradient, and so runs its backward pass.
-        front_end = None if backbone.front_end is None else base_layer_of(backbone.front_end)
-        if front_end is not None and not any(parameter.requires_grad for parameter in front_end.parameters()):
-            front_end._freeze_parameters()
+        if backbone.feature_encoder is None:
+            return
+        feature_encoder = base_layer_of(backbone.feature_encoder)
+        if not any(parameter.requires_grad for parameter in feature_encoder.parameters()):
+            freeze_feature_encoder(feature_encoder)
 
     # ---- taking adapters off -------------------------------------------------------------------------------------
 

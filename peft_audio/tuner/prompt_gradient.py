@@ -13,11 +13,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..upstream.autograd import saved_log_sum_exp
 
-LOG_SUM_EXP = ("_saved_logsumexp", "_saved_log_sumexp")  # in torch's fused kernels, by kernel
+
 UNSEEN = -1e30  # below it, all keys of a query are masked, and kernels differ
 TOLERANCE = 1e-2  # of half precision; another base of the logarithm is off by 44 %
-DEPTH = 4  # how far in front of the output the kernel is looked for: transformers transposes and copies what it gives
 
 # By kernel and type of device: there are more of them than this was tried on, so each is looked at when first met.
 _gives_log_sum_exp: dict[tuple[str, str], bool] = {}
@@ -53,7 +53,7 @@ def attend_to_frozen_tokens(
     with saved_tensors_hooks(torch.Tensor.detach, _same):
         asks = query.detach().requires_grad_()
         output, _ = function(module, asks, keys.detach(), values.detach(), attention_mask, **kwargs)
-        kernel, log_sum_exp = _log_sum_exp(output.grad_fn)
+        kernel, log_sum_exp = saved_log_sum_exp(output.grad_fn)
     if log_sum_exp is None or log_sum_exp.shape[:2] != query.shape[:2]:
         return None
     # cuDNN's has a last dimension of 1, the memory-efficient kernel's is padded.
@@ -69,18 +69,6 @@ def attend_to_frozen_tokens(
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def _log_sum_exp(node: Any) -> tuple[str, Optional[torch.Tensor]]:
-    """Return the name of the kernel behind an output and what it saved."""
-    for _ in range(DEPTH):
-        for name in LOG_SUM_EXP:
-            if hasattr(node, name):
-                return node.name(), getattr(node, name)
-        if node is None or not node.next_functions:
-            break
-        node = node.next_functions[0][0]
-    return "", None
 
 
 @torch.no_grad()

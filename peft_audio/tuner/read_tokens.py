@@ -1,75 +1,69 @@
-"""What a head that reads special tokens alone saves: the last layer's output for all other tokens."""
+"""What a head that reads the first tokens alone saves: the last layer's output for all other tokens."""
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from torch import nn
 
 from ..backbones.spec import Backbone
-from ..upstream.hooks import forward_hooks, has_global_hooks, remove_hooks
-from ..utils.per_thread import PerThread
+from ..upstream.hooks import forward_hooks, has_global_hooks, is_output_capturing, remove_hooks
+from ..utils.forward_pass import ForwardPass
 from .encoder_layer import EncoderTunerLayer
 
 
 OUTPUTS = ("output_hidden_states", "output_attentions")
-# Where transformers' own hooks for these outputs come from, which stay on the layers once they were asked for.
-CAPTURING = "transformers.utils.output_capturing"
-
-
-class Told(PerThread):
-    """How many tokens the head of a running classifier reads, until its trunk runs; None for all."""
-
-    def __init__(self) -> None:
-        self.num_tokens: Optional[int] = None
 
 
 class ReadTokens:
-    """Hooks of a classifier and its trunk: they tell the last layer which tokens the head reads.
+    """Hooks of a classifier and its encoder that tell the last layer when only the first tokens are read.
 
-    Nobody sees that the others are missing: where hidden states are asked for, or hooks might read them, nothing is told,
-    nor where the trunk runs by itself, also when the call before was interrupted.
+    All tokens are computed where hidden states or attentions are asked for, where other hooks might read them, and
+    where the encoder runs without the classifier, also after an interrupted call of the classifier.
     """
 
-    def __init__(self, layer: EncoderTunerLayer, trunk: nn.Module, num_tokens: int) -> None:
+    def __init__(self, layer: EncoderTunerLayer, encoder: nn.Module, forward_pass: ForwardPass) -> None:
         self.layer = layer
-        self.trunk = trunk
-        self.num_tokens = num_tokens
-        self.told = Told()
+        self.encoder = encoder
+        self.forward_pass = forward_pass
 
-    def attach(self, model: nn.Module) -> None:
+    def install(self, model: nn.Module) -> None:
+        """Put the hooks on the classifier and its encoder."""
         model.register_forward_pre_hook(self.enter, with_kwargs=True)
-        self.trunk.register_forward_pre_hook(self.enter_trunk)
+        self.encoder.register_forward_pre_hook(self.enter_encoder)
         model.register_forward_hook(self.leave, always_call=True)
 
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        asked = any(kwargs.get(name, getattr(model.config, name, False)) for name in OUTPUTS)
-        self.told.num_tokens = None if asked or self._is_watched() else self.num_tokens
+        """Forward pre-hook of the classifier."""
+        is_asked = any(kwargs.get(name, getattr(model.config, name, False)) for name in OUTPUTS)
+        self.forward_pass.head_reads_first = not (is_asked or self._is_watched())
 
-    def enter_trunk(self, trunk: nn.Module, args: tuple) -> None:
-        self.layer.read_only(self.told.num_tokens)
-        self.told.num_tokens = None
+    def enter_encoder(self, encoder: nn.Module, args: tuple) -> None:
+        """Forward pre-hook of the encoder."""
+        self.forward_pass.only_first_read = self.forward_pass.head_reads_first
+        self.forward_pass.head_reads_first = False
 
     def leave(self, model: nn.Module, args: tuple, output: Any) -> None:
-        self.told.num_tokens = None
-        self.layer.read_only(None)
+        """Forward hook of the classifier, called after errors too."""
+        self.forward_pass.head_reads_first = self.forward_pass.only_first_read = False
 
     def _is_watched(self) -> bool:
-        modules = (self.trunk, *self.trunk.children(), self.layer, self.layer.get_base_layer())
+        modules = (self.encoder, *self.encoder.children(), self.layer, self.layer.get_base_layer())
         hooks = [hook for module in modules for hook in forward_hooks(module)]
         others = [hook for hook in hooks if getattr(hook, "__self__", None) is not self]
-        return has_global_hooks() or any(getattr(hook, "__module__", None) != CAPTURING for hook in others)
+        return has_global_hooks() or not all(map(is_output_capturing, others))
 
 
-def tell_read_tokens(model: nn.Module, backbone: Backbone) -> None:
-    """Put `ReadTokens` on a classifier whose last layer has adapters, unless it has it or its head reads more."""
-    ignore_read_tokens(model)
-    last = model.get_submodule(backbone.layer_names[-1])
-    if backbone.spec.read_tokens is None or not backbone.head or not isinstance(last, EncoderTunerLayer):
-        return
-    ReadTokens(last, backbone.trunk, backbone.spec.read_tokens).attach(model)
+def install_read_tokens(model: nn.Module, backbone: Backbone) -> None:
+    """Put `ReadTokens` on a classifier whose last layer has adapters, where its head reads the first tokens alone."""
+    remove_read_tokens(model)
+    last, num_tokens = model.get_submodule(backbone.layer_names[-1]), backbone.spec.read_tokens
+    if num_tokens is not None and backbone.head and isinstance(last, EncoderTunerLayer):
+        last.set_read_tokens(num_tokens)
+        ReadTokens(last, backbone.encoder, last.forward_pass).install(model)
 
 
-def ignore_read_tokens(model: nn.Module) -> None:
-    """Undo `tell_read_tokens`."""
-    remove_hooks(model, ReadTokens)
+def remove_read_tokens(model: nn.Module) -> None:
+    """Undo `install_read_tokens`."""
+    for owner in remove_hooks(model, ReadTokens):
+        owner.layer.set_read_tokens(None)

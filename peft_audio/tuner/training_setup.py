@@ -12,7 +12,7 @@ CHANGED = "_before_adapters"  # on the model: what was changed, (object, attribu
 MISSING = object()
 
 
-def set_up_training(model: nn.Module, backbone: Backbone) -> None:
+def install_training_setup(model: nn.Module, backbone: Backbone) -> None:
     """Turn off what gets in the way; doing it again changes nothing more.
 
     Layers that are left out at random leave their adapters without gradient, which distributed training takes for an
@@ -36,8 +36,8 @@ def set_up_training(model: nn.Module, backbone: Backbone) -> None:
             setattr(holder, name, value)
 
 
-def undo_set_up(model: nn.Module) -> None:
-    """Undo `set_up_training`."""
+def remove_training_setup(model: nn.Module) -> None:
+    """Undo `install_training_setup`."""
     for holder, name, before in vars(model).pop(CHANGED, []):
         if before is MISSING:
             delattr(holder, name)

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Optional
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from ..utils.per_thread import PerThread
+from ..upstream.torch_modules import is_batch_norm
+from ..utils.forward_pass import ForwardPass
 from .samples import join, take
-
-
-class MixedBatch(PerThread):
-    """The batch that a layer is running, where its samples have different adapters.
-
-    Attributes:
-        samples: indices of the samples by adapter; None where all have the same, the active ones.
-        adapter: the one whose samples are being worked on.
-    """
-
-    def __init__(self) -> None:
-        self.samples: Optional[dict[str, torch.Tensor]] = None
-        self.adapter: Optional[str] = None
 
 
 class HookedTunerLayer(nn.Module, BaseTunerLayer):
@@ -34,24 +22,25 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
 
     Args:
         base_layer: the module.
-        prefix: prefix of the tuner type, which PEFT recognises its parameters by.
+        prefix: prefix of the tuner type, which PEFT recognizes its parameters by.
+        forward_pass: the state of the model's forward passes.
     """
 
     # The parts that hold parameters, in the order in which they act.
     parts: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, base_layer: nn.Module, prefix: str) -> None:
+    def __init__(self, base_layer: nn.Module, prefix: str, forward_pass: ForwardPass) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.forward_pass = forward_pass
         self.prefix = prefix
         self.adapter_layer_names = tuple(prefix + part for part in self.parts)
         for name in self.adapter_layer_names:
             self.add_module(name, nn.ModuleDict())
         self._active_adapter = []
         self.merged_adapters = []
-        self._hooks: tuple[Any, ...] = ()
-        self.heads: tuple[nn.Module, ...] = ()
-        self._mixed = MixedBatch()
+        self._hooks: tuple[RemovableHandle, ...] = ()
+        self._heads: tuple[nn.Module, ...] = ()
 
     def update_layer(self, adapter_name: str, modules: NamedTuple, inference_mode: bool = False) -> None:
         """Take in a new adapter, a module or None for each part; it becomes the active one if there was none."""
@@ -67,10 +56,15 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         keep_frozen_statistics(self)
         return self
 
+    def couple_heads(self, heads: tuple[nn.Module, ...]) -> None:
+        """Enable and disable these heads, which PEFT wraps, together with the adapters."""
+        self._heads = heads
+
     def enable_adapters(self, enabled: bool) -> None:
+        """Enable or disable the adapters of this layer and the heads that come with them."""
         super().enable_adapters(enabled)
         # transformers' `disable_adapters` reaches the heads, its `enable_adapters` forgets them.
-        for head in self.heads:
+        for head in self._heads:
             head.enable_adapters(enabled)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
@@ -98,18 +92,10 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return []
         names, modules = self.active_adapters, self.part(part)
-        if self._mixed.samples is not None:
-            names = self._mixed.samples if self._mixed.adapter is None else [self._mixed.adapter]
+        samples, adapter = self.forward_pass.samples, self.forward_pass.adapter
+        if samples is not None:
+            names = list(samples) if adapter is None else [adapter]
         return [(name, modules[name]) for name in names if name in modules]
-
-    @contextmanager
-    def mixing(self, samples: dict[str, torch.Tensor]) -> Iterator[None]:
-        """Within, in this thread, each adapter acts on its own samples only."""
-        self._mixed.samples = samples
-        try:
-            yield
-        finally:
-            self._mixed.samples = None
 
     def can_mix(self, adapter_names: list[str]) -> bool:
         """Whether samples with these adapters can be one batch here."""
@@ -120,20 +106,20 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
 
         A result with one row stands for all the samples that it was made for.
         """
-        samples = self._mixed.samples
+        samples = self.forward_pass.samples
         if samples is None:
             return function(*tensors)
         size, results = sum(map(len, samples.values())), []
-        for self._mixed.adapter, indices in samples.items():
+        for self.forward_pass.adapter, indices in samples.items():
             try:
                 result = function(*take(tensors, indices, size))
             finally:
-                self._mixed.adapter = None
+                self.forward_pass.adapter = None
             results.append(_for_each(result, len(indices)))
         return join(results, list(samples.values()), "hidden states")
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
-        # PEFT looks for `.weight`, which an encoder layer has not. Quantised weights are no floats, norms always are.
+        # PEFT looks for `.weight`, which an encoder layer has not. Quantized weights are no floats, norms always are.
         for parameter in base_layer.parameters():
             if parameter.is_floating_point():
                 return parameter.device, parameter.dtype
@@ -160,11 +146,6 @@ def base_layer_of(module: nn.Module) -> nn.Module:
     return module.get_base_layer() if isinstance(module, HookedTunerLayer) else module
 
 
-def has_adapters(model: Any) -> bool:
-    """Whether there are adapters on the model, of any tuner type."""
-    return isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules())
-
-
 def keep_frozen_statistics(model: nn.Module) -> None:
     """Leave frozen batch norms (wav2vec2-conformer has some) in evaluation mode.
 
@@ -172,8 +153,7 @@ def keep_frozen_statistics(model: nn.Module) -> None:
     whose checkpoint does not have them, would be loaded onto other statistics than it was trained with.
     """
     for module in model.modules():
-        is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if is_batch_norm and module.training and not any(p.requires_grad for p in module.parameters()):
+        if is_batch_norm(module) and module.training and not any(p.requires_grad for p in module.parameters()):
             module.eval()
 
 

@@ -10,6 +10,9 @@ from torch.nn.modules import module as _torch_module
 
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+# Where the hooks are defined by which transformers collects hidden states and attentions.
+CAPTURING = "transformers.utils.output_capturing"
+AFTER_FORWARD = HOOKS[1:]
 # Where torch notes, by the same keys, which of these hooks take keyword arguments or run after errors too.
 NOTES = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
@@ -50,3 +53,8 @@ def remove_hooks(model: nn.Module, owner: Union[type, object]) -> list[Any]:
 def has_global_hooks() -> bool:
     """Whether there are hooks on all modules (`torch.nn.modules.module.register_module_forward_hook`)."""
     return bool(_torch_module._global_forward_hooks or _torch_module._global_forward_pre_hooks)
+
+
+def is_output_capturing(hook: Any) -> bool:
+    """Whether a hook is one of transformers' own, which stay on layers once hidden states or attentions were asked for."""
+    return getattr(hook, "__module__", None) == CAPTURING

@@ -1,7 +1,8 @@
 """The modules that PEFT puts into a model: its tuner layers, and its wrappers of modules that are trained whole.
 
 Relied upon: `AuxiliaryTrainingWrapper`, the base class of the wrappers around the modules of `modules_to_save`, with
-its attribute `_adapters` and its methods `adapter_state_dict_load_map` and `set_requires_grad`.
+its attribute `_adapters` and its methods `adapter_state_dict_load_map` and `set_requires_grad`; of `BaseTunerLayer`, its
+method `_all_available_adapter_names`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,20 @@ from torch import nn
 def has_adapters(model: Any) -> bool:
     """Whether there are adapters on the model, of any tuner type."""
     return isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def adapter_names(layer: BaseTunerLayer) -> set[str]:
+    """Return the names of all adapters that a tuner layer holds, active or not."""
+    return set(layer._all_available_adapter_names())
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether the module is a tuner layer with an active adapter, or PEFT's wrapper of a module that is trained whole."""
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return True
+    if not isinstance(module, BaseTunerLayer) or module.disable_adapters:
+        return False
+    return not adapter_names(module).isdisjoint(module.active_adapters)
 
 
 def trained_modules(model: nn.Module) -> Iterator[tuple[str, AuxiliaryTrainingWrapper]]:

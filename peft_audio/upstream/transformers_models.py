@@ -1,12 +1,13 @@
-"""Methods of transformers' models that are not documented.
+"""Attributes and methods of transformers' models that are not documented.
 
-Relied upon: `_init_weights`, which every `PreTrainedModel` has, and `_get_feature_vector_attention_mask` of the types
-with a convolutional feature encoder.
+Relied upon: `_init_weights`, which every `PreTrainedModel` has; `_get_feature_vector_attention_mask` of the types with a
+convolutional feature encoder; `_attn_implementation` of a configuration; `gradient_checkpointing` of a layer, which
+before transformers 5.23 acts in a `__call__` of the layer's own.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -29,3 +30,23 @@ def frame_mask(model: Any, num_frames: int, attention_mask: torch.Tensor) -> tor
         `(batch, num_frames)`
     """
     return model._get_feature_vector_attention_mask(num_frames, attention_mask)
+
+
+def attention_implementation(config: Any) -> Optional[str]:
+    """Return the name of the attention function that a model with this configuration calls, such as "sdpa"."""
+    return getattr(config, "_attn_implementation", None)
+
+
+def is_checkpointed(module: nn.Module) -> bool:
+    """Whether gradient checkpointing acts on the module's next call."""
+    return bool(getattr(module, "gradient_checkpointing", False)) and module.training and torch.is_grad_enabled()
+
+
+def is_checkpointed_outside(module: nn.Module) -> bool:
+    """Whether gradient checkpointing acts on the module's next call, and would go around an installed `forward`."""
+    return is_checkpointed(module) and type(module).__call__ is not nn.Module.__call__
+
+
+def freeze_feature_encoder(feature_encoder: Any) -> None:
+    """Freeze the convolutions of a wav2vec2-type model, and stop them from marking their input for a backward pass."""
+    feature_encoder._freeze_parameters()

@@ -66,12 +66,12 @@ MODELS = {
     ),
     "frozen layer weights": (upper_with_frozen_layer_weights, "does not give the logits.*use_weighted_layer_sum"),
     "input prompts": (lambda: adapted("input_prompt"), "feature_extractor.*before the first encoder layer"),
-    "front end": (
+    "feature encoder": (
         lambda: unfrozen(frozen_head("wav2vec2"), "wav2vec2.feature_projection.projection.weight"),
         r"feature_projection.projection' .*before the first encoder layer",
     ),
     "everything": (lambda: make("wav2vec2"), "before the first encoder layer"),
-    "a parameter of the trunk": (
+    "a parameter of the encoder": (
         lambda: unfrozen(frozen_head("wav2vec2", mask_time_prob=0.1), "wav2vec2.masked_spec_embed"),
         "wav2vec2.masked_spec_embed.*belongs to no module",
     ),
@@ -164,7 +164,10 @@ def test_states_are_refused_when_what_is_before_them_changes(setup, change, mess
 
 
 BATCHES = {
-    "states of another cut": (lambda batch: {**batch, "input_values": batch["input_values"][:, :9]}, "not of this"),
+    "states of another split point": (
+        lambda batch: {**batch, "input_values": batch["input_values"][:, :9]},
+        "not of this",
+    ),
     "another type": (lambda batch: {**batch, "input_values": batch["input_values"].double()}, "float64.*not of this"),
     "no mask": (lambda batch: {k: v for k, v in batch.items() if k != "attention_mask"}, "attention_mask"),
     "hidden states": (lambda batch: {**batch, "output_hidden_states": True}, "`output_hidden_states=True`"),
@@ -189,7 +192,7 @@ def test_a_mask_that_the_states_were_computed_without_is_refused(tmp_path):
         model(**batch, attention_mask=torch.ones(4, 38, dtype=torch.long))
 
 
-def test_a_data_set_for_an_earlier_cut_is_refused(tmp_path):
+def test_a_data_set_for_an_earlier_split_point_is_refused(tmp_path):
     model, samples = randomize(SETUPS["upper_ipet"]("wav2vec2")), Samples("wav2vec2")
     earlier = cache(model, samples, tmp_path)
     model.add_adapter("top", METHODS["ipet"](layers_to_transform=[2]))
@@ -208,7 +211,7 @@ def test_a_layer_that_is_left_out_at_random_is_not_passed_over(tmp_path):
     assert logits(model.eval(), batch_of(cached)).shape == (4, NUM_LABELS)
 
 
-# ---- weights that are spread over processes --------------------------------------------------------------------------
+# ---- weights that are sharded over processes -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -218,27 +221,27 @@ def one_process_group():
     torch.distributed.destroy_process_group()
 
 
-def spread_by_fsdp(model):
+def sharded_by_fsdp(model):
     mesh = torch.distributed.init_device_mesh("cpu", (1,))
     encoder = unwrapped(model).wav2vec2.encoder
     for module in (*encoder.layers, encoder):
         torch.distributed.fsdp.fully_shard(module, mesh=mesh)
 
 
-def spread_by_zero(model):
+def sharded_by_zero(model):
     """As DeepSpeed leaves a parameter outside of its module's forward pass, but for its size."""
     weight = unwrapped(model).wav2vec2.encoder.layers[0].feed_forward.output_dense.weight
     weight.data, weight.ds_id = weight.data.clone(), 0
 
 
-@pytest.mark.parametrize("spread", [spread_by_fsdp, spread_by_zero])
-def test_a_frozen_part_that_is_spread_over_processes_is_refused(spread, one_process_group, tmp_path):
+@pytest.mark.parametrize("shard", [sharded_by_fsdp, sharded_by_zero])
+def test_a_frozen_part_that_is_sharded_over_processes_is_refused(shard, one_process_group, tmp_path):
     model, samples = SETUPS["upper_ipet"]("wav2vec2"), Samples("wav2vec2")
     batch = batch_of(cache(model, samples, tmp_path / "before"))
-    spread(model)
-    with pytest.raises(RuntimeError, match="spread over several processes.*torchrun"):
+    shard(model)
+    with pytest.raises(RuntimeError, match="sharded over several processes.*torchrun"):
         model(**batch)
-    with pytest.raises(RuntimeError, match="spread over several processes.*torchrun"):
+    with pytest.raises(RuntimeError, match="sharded over several processes.*torchrun"):
         cache(model, samples, tmp_path / "after")
     assert not (tmp_path / "after").exists()
     assert logits(model, batch_of(samples)).isfinite().all()

@@ -103,7 +103,7 @@ def test_layers_learn_the_grid_of_the_patches_that_are_left_out(method, tmp_path
     expected = logits(model, batch_of(samples))
     for module in model.modules():
         if isinstance(module, EncoderTunerLayer):
-            module._pass.grid = module._last_grid = (1, 1)
+            module.forward_pass.grid = module._last_grid = (1, 1)
     torch.testing.assert_close(logits(model, batch_of(cached)), expected)
 
 

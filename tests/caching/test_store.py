@@ -142,7 +142,7 @@ def test_another_frozen_part_has_entries_of_its_own(change, tmp_path):
     assert len(list(tmp_path.rglob("*.safetensors"))) == (4 if is_same else 8)
 
 
-def test_another_cut_input_or_mask_has_entries_of_its_own(tmp_path):
+def test_another_split_point_input_or_mask_has_entries_of_its_own(tmp_path):
     samples = Samples("wav2vec2", padded=True)
     fill(tmp_path, samples)
     samples.mask[0, -100:] = 0

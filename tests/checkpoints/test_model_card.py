@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tiny import METHODS, make, randomize
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor
 
-from peft_audio import write_card
+from peft_audio import head_modules, load_classifier, resize_ast, write_card
 
 
 EXTRACTORS = {
@@ -149,3 +149,58 @@ def test_a_folder_without_an_adapter_gets_no_card(tmp_path):
     with pytest.raises(FileNotFoundError, match="save_pretrained comes first"):
         write_card(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# Whole models, and adapters of PEFT's own types
+
+
+STOCK = {
+    "lora": lambda model: get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=head_modules(model))
+    ),
+    "full": lambda model: model,
+}
+
+
+@pytest.mark.parametrize("backbone", EXTRACTORS)
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+@pytest.mark.parametrize("kind", STOCK)
+def test_other_models_get_a_card_whose_code_gives_their_answer(backbone, problem, kind, tmp_path, monkeypatch, capsys):
+    make(backbone).save_pretrained(tmp_path / "base")
+    base = load_classifier(str(tmp_path / "base"), list(LABELS.values()), multi_label=problem is not None)
+    if backbone == "ast":
+        base = resize_ast(base, max_length=30)
+    model = STOCK[kind](base)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.eval().save_pretrained(tmp_path / "out")
+    extractor = ASTFeatureExtractor(num_mel_bins=36, max_length=30) if backbone == "ast" else EXTRACTORS[backbone]()
+    extractor.save_pretrained(tmp_path / "out")
+    write_card(tmp_path / "out", model=model, location="out", results={"accuracy": 0.5}, metadata={"tags": [kind]})
+
+    card = card_of(tmp_path / "out")
+    assert card.data.library_name == ("transformers" if kind == "full" else "peft") and kind in card.data.tags
+    assert "- `r`: 2\n" in card.text or kind == "full"
+    assert str(tmp_path) not in card.text.replace(repr(str(tmp_path / "base")), "")
+    assert "| accuracy | 0.5000 |" in card.text
+    waveform = np.random.RandomState(0).randn(8000).astype("float32")
+    monkeypatch.setattr(librosa, "load", lambda name, sr: (waveform, sr))
+    monkeypatch.chdir(tmp_path)
+    variables = {}
+    exec(compile(re.search(r"```python\n(.+?)```", card.text, re.DOTALL)[1], "README.md", "exec"), variables)
+    with torch.no_grad():
+        logits = model(**extractor(waveform, sampling_rate=16000, return_tensors="pt")).logits
+    torch.testing.assert_close(variables["logits"], logits)
+    assert variables["model"].config.id2label == LABELS
+    assert len(capsys.readouterr().out.strip().splitlines()) == (1 if problem is None else 5)
+
+
+def test_other_models_without_weights_or_model_get_no_card(tmp_path):
+    model = make("ast")
+    EXTRACTORS["ast"]().save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no adapter of peft_audio"):
+        write_card(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no weights in"):
+        write_card(tmp_path, model=model)
+    assert not (tmp_path / "README.md").exists()

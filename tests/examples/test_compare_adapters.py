@@ -12,10 +12,9 @@ from compare_adapters import load_adapters
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from sounds import save_ast, save_wav2vec2, tone
-from train_classification import load_model
 from transformers import ASTFeatureExtractor, AutoFeatureExtractor
 
-from peft_audio import AutoPeftModelForAudioClassification
+from peft_audio import AutoPeftModelForAudioClassification, load_classifier
 
 
 RATE = 16000
@@ -164,7 +163,7 @@ def test_two_revisions_of_a_base_model_are_refused(workspace, tmp_path):
 
 
 def test_adapters_that_do_not_say_their_labels_are_refused(workspace, tmp_path):
-    base = load_model(str(workspace / "ast"), ["x", "y"])
+    base = load_classifier(str(workspace / "ast"), ["x", "y"])
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"\(LoraConfig\) does not say which labels"):
         load_adapters([tmp_path])

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 from adapters import save_adapter
-from audio_data import load_waveform
 from compare_adapters import load_adapters
 from demo import LABELS
 from demo_app import compare, load, main, make_adapters
 from sounds import save_ast, save_wav2vec2, tone
+
+from peft_audio.data import load_waveform
 
 
 gradio = pytest.importorskip("gradio", reason="the page is made with gradio")

@@ -201,6 +201,11 @@ def test_the_notebook_has_the_cells_of_the_script(notebook):
         assert source == part.rstrip()
 
 
+def test_the_committed_notebook_is_what_the_script_makes(notebook):
+    committed = json.loads(SCRIPT.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    assert committed == notebook, "delete examples/quickstart.ipynb and make it again with --notebook"
+
+
 def test_the_notebook_is_valid_and_has_not_been_run(notebook):
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])

@@ -18,14 +18,14 @@ import torch
 from data_sets import Trial, read_trials
 from experiments import parts, runs
 from experiments.backbones import load_backbone
-from experiments.codes import codes_of, use_speaker_codes
 from experiments.recipe import load_recipe
+from experiments.speaker_embeddings import speaker_embeddings_of, use_speaker_embeddings
 from experiments.verification import recordings_of, score_trials
 from layouts import LAYOUTS, write_audio
-from methods import apply_method
 from sklearn.metrics import roc_curve
 from sounds import save_model
 from tiny import make
+from train_classification import apply_method
 from transformers import set_seed
 
 from peft_audio.metrics import equal_error_rate
@@ -35,32 +35,35 @@ BACKBONE = Path(speaker_verification.__file__).parent / "assets" / "ast-tiny-syn
 PNG = b"\x89PNG"
 
 
-# ---- codes and scores ------------------------------------------------------------------------------------------------
+# ---- embeddings and scores ------------------------------------------------------------------------------------------
 
 
 def test_a_score_is_the_cosine_of_the_angle_between_two_codes():
-    codes = np.random.default_rng(0).normal(size=(3, 4))
+    embeddings = np.random.default_rng(0).normal(size=(3, 4))
     a, b, c = (Path(f"id{index}/video1/1.wav") for index in range(3))
     trials = [Trial(True, b, a), Trial(False, a, c), Trial(False, c, b)]
     # Recordings are numbered as they come up: b, a, c.
     assert [clip.source for clip in recordings_of(trials)] == [b, a, c]
-    scores, labels = score_trials(codes, trials)
+    scores, labels = score_trials(embeddings, trials)
     pairs = ((0, 1), (1, 2), (2, 0))
-    by_hand = [codes[i] @ codes[j] / np.sqrt((codes[i] @ codes[i]) * (codes[j] @ codes[j])) for i, j in pairs]
+    by_hand = [
+        embeddings[i] @ embeddings[j] / np.sqrt((embeddings[i] @ embeddings[i]) * (embeddings[j] @ embeddings[j]))
+        for i, j in pairs
+    ]
     np.testing.assert_allclose(scores, by_hand, rtol=1e-12)
     assert labels.tolist() == [1, 0, 0]
 
 
 def test_codes_are_the_output_of_the_heads_first_layer():
-    model = use_speaker_codes(make("ast"), code_size=6).eval()
+    model = use_speaker_embeddings(make("ast"), code_size=6).eval()
     spectrograms = torch.randn(2, 46, 36, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), codes_of(model) as codes:
+    with torch.no_grad(), speaker_embeddings_of(model) as embeddings:
         logits = model(spectrograms).logits
         pooled = model.audio_spectrogram_transformer(spectrograms).pooler_output
     weights = {name: value.numpy().astype(np.float64) for name, value in model.classifier.state_dict().items()}
     expected = pooled.numpy() @ weights["code.weight"].T + weights["code.bias"]
-    assert len(codes) == 1
-    np.testing.assert_allclose(codes[0], expected, atol=1e-5)
+    assert len(embeddings) == 1
+    np.testing.assert_allclose(embeddings[0], expected, atol=1e-5)
     centered = expected - expected.mean(axis=1, keepdims=True)
     normed = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + model.classifier.norm.eps)
     normed = normed * weights["norm.weight"] + weights["norm.bias"]
@@ -72,12 +75,12 @@ def test_codes_are_the_output_of_the_heads_first_layer():
 
 @dataclasses.dataclass
 class Finished:
-    """A run, the codes of its last test, `(cuts, code_size)`, and where its data and its features lie."""
+    """A run, the speaker embeddings of its last test, `(cuts, code_size)`, and where its data and its features lie."""
 
     folder: Path
     data: Path
     setting: runs.Setting
-    codes: np.ndarray
+    embeddings: np.ndarray
 
     @property
     def result(self):
@@ -127,15 +130,15 @@ def tones(request, tmp_path_factory):
     return train(recipe, folder / "data", save_model(folder / "model", request.param), folder, folder / "musan")
 
 
-def test_a_reloaded_run_gives_the_codes_of_its_last_test(tones):
+def test_a_reloaded_run_gives_the_speaker_embeddings_of_its_last_test(tones):
     verifier = speaker_verification.load_verifier(tones.folder)
     trials = read_trials(tones.data)
-    codes = speaker_verification.extract_codes(verifier, trials, tones.setting)
+    embeddings = speaker_verification.extract_embeddings(verifier, trials, tones.setting)
     recordings = recordings_of(trials)
-    assert tones.codes.shape == (3 * len(recordings), 128)
-    by_hand = [tones.codes[3 * index : 3 * index + 3].mean(axis=0) for index in range(len(recordings))]
-    np.testing.assert_allclose(codes, by_hand, rtol=1e-5, atol=1e-6)
-    assert np.abs(codes[0] - codes[-1]).max() > 1e-3  # else all would agree
+    assert tones.embeddings.shape == (3 * len(recordings), 128)
+    by_hand = [tones.embeddings[3 * index : 3 * index + 3].mean(axis=0) for index in range(len(recordings))]
+    np.testing.assert_allclose(embeddings, by_hand, rtol=1e-5, atol=1e-6)
+    assert np.abs(embeddings[0] - embeddings[-1]).max() > 1e-3  # else all would agree
 
 
 def test_a_run_is_scored_where_its_model_has_moved_to(tones, tmp_path):
@@ -170,7 +173,7 @@ def change_result(folder, **settings):
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def without_codes(folder):
+def without_embeddings(folder):
     recipe = json.loads((folder / "result.json").read_text())["settings"]["recipe"]
     change_result(folder, recipe=recipe | {"code_size": None})
 
@@ -185,7 +188,7 @@ def with_an_unknown_setting(folder):
     [
         (lambda folder: (folder / "result.json").unlink(), "result.json: cannot be read"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no adapter_model.safetensors"),
-        (without_codes, "has no speaker codes. Give the run of a verification recipe"),
+        (without_embeddings, "has no speaker embeddings. Give the run of a verification recipe"),
         (with_an_unknown_setting, "result.json: is no recipe of this version .*'colour'"),
     ],
 )
@@ -331,9 +334,11 @@ def test_unseen_voices_are_told_apart_and_training_helps(spoken, scored):
     untrained = load_backbone(recipe, str(BACKBONE), [str(index) for index in range(48)], spoken.folder / "base")
     untrained = apply_method(untrained, recipe.method, **recipe.options)
     trials = read_trials(spoken.data)
-    codes = speaker_verification.extract_codes(dataclasses.replace(verifier, model=untrained), trials, spoken.setting)
+    embeddings = speaker_verification.extract_embeddings(
+        dataclasses.replace(verifier, model=untrained), trials, spoken.setting
+    )
     assert trained < 0.3  # 0.5 at chance
-    assert trained < equal_error_rate(*score_trials(codes, trials)) - 0.02
+    assert trained < equal_error_rate(*score_trials(embeddings, trials)) - 0.02
 
 
 def test_scores_are_those_of_the_list_and_give_the_error_rate(spoken, scored):

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 import torch
 import train_classification
-from methods import apply_method
 from runs import arguments
 from sounds import save_model, tone
 from tiny import make
+from train_classification import apply_method
 from transformers import AutoFeatureExtractor
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 

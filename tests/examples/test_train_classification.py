@@ -9,26 +9,33 @@ import huggingface_hub
 import pytest
 import torch
 import train_classification
-from clip_table import DataError
-from methods import METHODS, MethodArguments, apply_method, make_config, method_settings, query_value_names
 from peft import PeftModel
-from reporting import plot_curves, write_json
 from runs import arguments, run_card
 from sounds import LABELS, save_ast, save_wav2vec2, write_tones
 from tiny import make_ast, make_inputs, make_wav2vec2, trainable
 from train_classification import (
-    BadAudioError,
+    FIELD_NAMES,
+    METHODS,
+    MethodArguments,
     UsageError,
-    classification_loss,
-    load_model,
+    apply_method,
     main,
+    make_config,
     multi_label_metrics,
     parse_arguments,
     single_label_metrics,
 )
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Trainer
 
-from peft_audio import AutoPeftModelForAudioClassification, save_activations_in_half
+from peft_audio import (
+    AutoPeftModelForAudioClassification,
+    load_classifier,
+    query_value_projections,
+    save_activations_in_half,
+)
+from peft_audio.data import BadAudioError, DataError
+from peft_audio.losses import classification_loss
+from peft_audio.trainer import GradientCheck, plot_curves
 
 
 BACKBONES = {"ast": make_ast, "wav2vec2": make_wav2vec2}
@@ -86,13 +93,18 @@ def test_each_option_reaches_the_configuration(method):
         "train_layer_norms": True,
         "conv_kernel": 5,
         "prompt_size": 4,
+        "adapter_input": "residual",
+        "learn_scaling": True,
+        "use_bias": True,
+        "spatial_adapter": True,
         "lora_r": 2,
         "lora_alpha": 3,
         "lora_dropout": 0.4,
     }
     in_force = values | {"attention_kernel": (3, 5), "sites": ("mlp", "attention")}
     options = {name: value for name, value in values.items() if name in METHODS[method].options}
-    settings = method_settings(apply_method(make_ast(), method, **options), method)
+    config = getattr(apply_method(make_ast(), method, **options), "peft_config", {}).get("default")
+    settings = {name: getattr(config, FIELD_NAMES.get(name, name)) for name in options}
     assert settings == {name: in_force[name] for name in options}
     assert set(METHODS[method].options) - {"reduction_factor"} == set(options)
 
@@ -146,7 +158,7 @@ def test_unusable_options_are_refused(method, options, expected):
 
 def test_lora_says_what_it_looked_for():
     with pytest.raises(ValueError, match="no query and value projections in Sequential.*0, 1.*q_proj and v_proj"):
-        query_value_names(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)))
+        query_value_projections(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)))
 
 
 def test_options_of_several_words_and_switches_come_from_the_command_line(workspace, tmp_path):
@@ -196,8 +208,8 @@ def test_metrics_of_known_predictions():
 def test_a_new_task_with_as_many_labels_gets_a_new_output_layer(tmp_path):
     path = save_ast(tmp_path, id2label=dict(enumerate("abcde")))
     old = AutoModelForAudioClassification.from_pretrained(path).classifier.dense.weight
-    assert torch.equal(load_model(path, list("abcde")).classifier.dense.weight, old)
-    renewed = load_model(path, list("vwxyz"))
+    assert torch.equal(load_classifier(path, list("abcde")).classifier.dense.weight, old)
+    renewed = load_classifier(path, list("vwxyz"))
     assert not torch.equal(renewed.classifier.dense.weight, old)
     assert renewed.config.label2id == {"v": 0, "w": 1, "x": 2, "y": 3, "z": 4}
 
@@ -274,7 +286,7 @@ def test_a_run_goes_on_from_its_checkpoint(workspace, tmp_path):
     results = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("whole", "half")]
     assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], abs=1e-4)
 
-    with pytest.raises(UsageError, match="--resume_from_checkpoint nowhere: no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match="resume_from_checkpoint nowhere: no such checkpoint"):
         main([*half, "--resume_from_checkpoint", "nowhere"])
 
 
@@ -304,7 +316,7 @@ def test_features_on_disk_give_the_same_run_and_are_computed_once(workspace, tmp
     expected = main(call)
     cached = [*call, "--cache_dir", str(tmp_path / "cache")]
     assert main(cached)["eval_loss"] == expected["eval_loss"]
-    monkeypatch.setattr("feature_cache.load_clip", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr("peft_audio.data.feature_cache.load_clip", lambda *_, **__: pytest.fail("decoded again"))
     assert main(cached)["eval_loss"] == expected["eval_loss"]
 
 
@@ -313,7 +325,7 @@ def test_features_on_disk_give_the_same_run_and_are_computed_once(workspace, tmp
     [
         (("--lora_r", "4"), UsageError, "does not take --lora_r"),
         (("--num_virtual_tokens", "-1"), UsageError, "num_virtual_tokens"),
-        (("--fold", "9"), DataError, "--fold 9 does not exist, the folds are 1, 2, 3"),
+        (("--fold", "9"), DataError, "fold 9 does not exist, the folds are 1, 2, 3"),
         (("--dataset_name", "some/data"), UsageError, "either --data_dir"),
         (("--model_name_or_path", "/absent"), UsageError, "--model_name_or_path /absent: neither a folder"),
         (
@@ -356,12 +368,12 @@ def test_activations_in_half_precision_are_for_adapted_layers(workspace, tmp_pat
 
 
 def test_input_length_is_for_spectrogram_models(workspace, tmp_path):
-    with pytest.raises(UsageError, match="--max_length 100 is for AST.*'wav2vec2'.*--max_seconds"):
+    with pytest.raises(UsageError, match="--max_length 100 is for AST.*'wav2vec2'.*use max_seconds"):
         main(arguments(workspace, tmp_path, "--max_length", "100", "--fold", "1", model="wav2vec2"))
 
 
 def test_parameters_without_gradient_are_reported(caplog):
-    check = train_classification.GradientCheck()
+    check = GradientCheck()
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 2), "unused": torch.nn.Linear(2, 2)})
     model["used"](torch.ones(1, 2)).sum().backward()
     check.on_pre_optimizer_step(None, None, None, model=model)
@@ -375,20 +387,10 @@ def test_the_command_line_reports_errors_in_one_line(workspace, tmp_path, monkey
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(train_classification.__file__, run_name="__main__")
     assert str(stop.value).startswith("error: ")
-    assert "--fold 9 does not exist" in str(stop.value)
+    assert "fold 9 does not exist" in str(stop.value)
 
 
 # Reports
-
-
-def test_files_are_replaced_whole(tmp_path):
-    path = tmp_path / "results.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    write_json(path, {"a": 2})
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_curves_without_evaluation(tmp_path):

@@ -2,17 +2,14 @@
 
 import warnings
 
-import methods
 import pytest
 import torch
 import train_classification
-from methods import METHODS, apply_method
-from peft import LoraConfig
-from reporting import STOCK_METHODS
 from runs import arguments, run_card
 from safetensors.torch import load_file
 from sounds import LABELS, save_model, write_tones
 from tiny import make, make_inputs, trainable
+from train_classification import METHODS, apply_method, silence_peft
 
 
 BACKBONES = ("ast", "wav2vec2")
@@ -49,7 +46,7 @@ def test_each_method_trains_and_its_card_loads_it_again(workspace, tmp_path, mon
     more += ("--save_strategy", "no", "--eval_strategy", "no", "--max_seconds", "0.2")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        methods.silence_peft()
+        silence_peft()
         train_classification.main(arguments(workspace, tmp_path, *more, model=backbone, method=method))
         printed, variables = run_card(tmp_path, monkeypatch, capsys)
     # Deprecations inside other libraries aside, nobody is warned of anything.
@@ -63,10 +60,6 @@ def test_each_method_trains_and_its_card_loads_it_again(workspace, tmp_path, mon
     assert printed in LABELS
 
 
-def test_cards_know_which_methods_are_stock_peft():
-    assert set(STOCK_METHODS) == {name for name, row in METHODS.items() if row.config_class is LoraConfig}
-
-
 def test_a_base_model_of_the_hub_saves_quietly_without_a_connection(tmp_path):
     base = make("ast")
     base.name_or_path = "some/base"
@@ -75,7 +68,7 @@ def test_a_base_model_of_the_hub_saves_quietly_without_a_connection(tmp_path):
         model.save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        methods.silence_peft()
+        silence_peft()
         model.save_pretrained(tmp_path)
 
 

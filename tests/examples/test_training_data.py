@@ -7,7 +7,8 @@ import pytest
 import soundfile
 from sounds import LABELS, save_ast, tone
 from train_classification import UsageError, main
-from training_data import stream_splits
+
+from peft_audio.data import stream_splits
 
 
 FEATURES = datasets.Features(
@@ -83,7 +84,7 @@ def test_a_stream_needs_a_number_of_steps_and_no_fold(change, folder, tmp_path):
 def test_splits_of_a_stream(folder, tmp_path):
     assert stream_splits(str(folder / "data"), None) == {"train": "train", "test": "test"}
     (tmp_path / "train.parquet").write_bytes((folder / "data" / "train.parquet").read_bytes())
-    with pytest.raises(ValueError, match="one to test on, the splits are train. Leave --streaming out"):
+    with pytest.raises(ValueError, match="one to test on, the splits are train. Without streaming"):
         stream_splits(str(tmp_path), None)
     (tmp_path / "validation.parquet").write_bytes((folder / "data" / "test.parquet").read_bytes())
     assert stream_splits(str(tmp_path), None) == {"train": "train", "test": "validation"}

@@ -10,13 +10,18 @@ from prompted import assert_close, attentions_of, inputs_of, layers_of, prompted
 from tiny import NUM_LAYERS, make, make_inputs, randomize
 
 from peft_audio import IPETConfig
-from peft_audio.tuner.attention import AttentionConfig, keep_out, takes_extra_keys
+from peft_audio.backbones.table import resolve
+from peft_audio.tuner.attention import AttentionConfig, remove_extra_tokens, takes_extra_tokens
 
 
 OTHERS = [
     name for name in tiny.BACKBONES if name.startswith(("sew-d", "wav2vec2-bert", "wav2vec2-conformer", "wavlm"))
 ]
 WITH_EXTRA_KEYS = [name for name in tiny.BACKBONES if name not in OTHERS]
+
+
+def spec_of(model):
+    return resolve(model.get_base_model()).spec
 
 
 def record_inputs(module):
@@ -29,7 +34,7 @@ def record_inputs(module):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_prompts_are_projected_to_keys_and_values_alone_and_once_for_the_batch(backbone, dropout):
     model = prompted(backbone, prompt_dropout=dropout)
-    assert all(takes_extra_keys(module) for module in attentions_of(model))
+    assert all(takes_extra_tokens(module, spec_of(model)) for module in attentions_of(model))
     names = ["q_proj", "k_proj", "v_proj"]
     names.append("out_proj" if hasattr(attentions_of(model)[0], "out_proj") else "o_proj")
     recorded = [[record_inputs(getattr(module, name)) for name in names] for module in attentions_of(model)]
@@ -48,7 +53,9 @@ def test_attention_of_other_kinds_reads_prompts_in_front_of_its_tokens(backbone)
         lengths.append(((args[0] if args else kwargs["hidden_states"]).shape[1], output[0].shape[1]))
 
     for module in attentions_of(model):
-        assert not takes_extra_keys(module) and not isinstance(getattr(module, "config", None), AttentionConfig)
+        assert not takes_extra_tokens(module, spec_of(model)) and not isinstance(
+            getattr(module, "config", None), AttentionConfig
+        )
         module.register_forward_hook(record, with_kwargs=True)
     num_tokens = model(**make_inputs(backbone), output_hidden_states=True).hidden_states[0].shape[1]
     assert lengths == [(num_tokens + 3, num_tokens)] * NUM_LAYERS
@@ -70,8 +77,8 @@ def test_extra_keys_give_what_prompts_in_front_give(backbone, implementation, nu
     actual = [results(model, inputs) for inputs in batches]
     assert sum("prompt" in name for name in actual[0]) == NUM_LAYERS * num_adapters
     for layer, module in zip(layers_of(model), attentions_of(model)):
-        layer._takes_extra_keys = False
-        keep_out(module)
+        layer._takes_extra_tokens = False
+        remove_extra_tokens(module)
     assert_close(actual, [results(model, inputs) for inputs in batches])
 
 
@@ -103,7 +110,7 @@ def test_a_copy_has_adapters_of_its_own(duplicate):
     twin, expected = duplicate(model), logits(model)
     assert torch.equal(logits(twin), expected)
     for module, own in zip(attentions_of(model), attentions_of(twin)):
-        assert isinstance(own.config, AttentionConfig) and own.config.running is not module.config.running
+        assert isinstance(own.config, AttentionConfig) and own.config.forward_pass is not module.config.forward_pass
         assert own.config.original is twin.get_base_model().config
     changed = logits(randomize(twin))
     assert torch.equal(logits(model), expected) and not torch.allclose(changed, expected, atol=1e-3)

@@ -9,7 +9,7 @@ from tiny import BACKBONES, make, make_inputs, randomize
 from peft_audio import EmbeddingPromptConfig, TimeFreqConvAdapterConfig, resize_ast
 from peft_audio.modules import GridConv
 from peft_audio.tuner.encoder_layer import EncoderTunerLayer
-from peft_audio.tuner.read_tokens import ignore_read_tokens
+from peft_audio.tuner.read_tokens import remove_read_tokens
 
 
 def grids(model):
@@ -24,7 +24,7 @@ def grids(model):
 def adapted(model):
     """The model with convolutions in every layer, which run over all tokens, read or not."""
     model = randomize(get_peft_model(model, TimeFreqConvAdapterConfig(bottleneck_dim=4, modules_to_save=[]))).eval()
-    ignore_read_tokens(model.get_base_model())
+    remove_read_tokens(model.get_base_model())
     return model
 
 

@@ -72,9 +72,24 @@ def test_tuner_layers_of_peft_are_recognized():
     assert peft_modules.has_adapters(get_peft_model(plain, LoraConfig(target_modules=["0"])))
 
 
+def test_a_tuner_layer_says_which_of_its_adapters_are_active():
+    """Else `cache_frozen` takes adapted layers for frozen ones."""
+    model = get_peft_model(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), LoraConfig(target_modules=["0"]), "first")
+    model.add_adapter("second", LoraConfig(target_modules=["1"]))
+    layers = model.get_base_model()
+    assert peft_modules.adapter_names(layers[0]) == {"first"} and peft_modules.adapter_names(layers[1]) == {"second"}
+    assert [peft_modules.is_adapted(layer) for layer in layers] == [True, False]
+    model.set_adapter("second")
+    assert [peft_modules.is_adapted(layer) for layer in layers] == [False, True]
+    with model.disable_adapter():
+        assert not any(peft_modules.is_adapted(layer) for layer in layers)
+    assert not peft_modules.is_adapted(nn.Linear(2, 2))
+
+
 def test_heads_are_wrapped_with_their_adapters_names(model):
     ((name, head),) = peft_modules.trained_modules(model)
     assert name == "base_model.model.classifier", HEADS
+    assert peft_modules.is_adapted(head), HEADS
     assert peft_modules.adapters_of(head) == {"first"}, f"{HEADS}: the wrapper has no names of adapters"
 
 

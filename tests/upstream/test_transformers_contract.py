@@ -92,6 +92,28 @@ def test_the_attention_mask_is_the_second_argument(backbone):
     assert names[:3][-1] == "attention_mask" and names[0] == "self"
 
 
+def test_a_configuration_names_the_attention_function():
+    """Else states that `cache_frozen` computed with one attention function are used with another."""
+    model = make("wav2vec2")
+    assert transformers_models.attention_implementation(model.config) == "sdpa"
+    model.set_attn_implementation("eager")
+    assert transformers_models.attention_implementation(model.config) == "eager"
+
+
+def test_layers_know_whether_they_are_checkpointed():
+    """Else reentrant checkpointing of the first layer on cached states gives adapters no gradient."""
+    model = make("wav2vec2").train()
+    layer = model.base_model.encoder.layers[1]
+    assert not transformers_models.is_checkpointed(layer)
+    model.gradient_checkpointing_enable()
+    assert transformers_models.is_checkpointed(layer)
+    is_outside = type(layer).__call__ is not nn.Module.__call__
+    assert transformers_models.is_checkpointed_outside(layer) == is_outside
+    with torch.no_grad():
+        assert not transformers_models.is_checkpointed(layer)
+    assert not transformers_models.is_checkpointed(layer.eval())
+
+
 # ---- Audio Spectrogram Transformers ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,79 @@
+"""The Trainer with what the papers need: their optimizers, schedules by epoch, soft targets, scores of several cuts."""
+
+import functools
+import math
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score
+from torch import nn
+from training.optimizers import make_optimizer
+from training.schedules import epoch_steps
+
+from peft_audio.losses import classification_loss
+from peft_audio.metrics import mean_average_precision
+from peft_audio.trainer import AudioTrainer, logits_of
+
+from .inputs import UNKNOWN
+from .recipe import Recipe
+from .speaker_embeddings import speaker_embeddings_of
+
+
+class RecipeTrainer(AudioTrainer):
+    """A Trainer that trains and tests as a recipe says.
+
+    Args:
+        recipe: the recipe.
+        kwargs: of the Trainer.
+    """
+
+    def __init__(self, recipe: Recipe, **kwargs) -> None:
+        self.recipe = recipe
+        loss = functools.partial(classification_loss, loss=recipe.loss)
+        super().__init__(compute_loss_func=loss, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(
+                model or self.model, learning_rate=self.recipe.learning_rate, **self.recipe.optimizer
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.lr_scheduler is None:
+            steps = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
+            never = {"start": self.recipe.epochs + 1, "stop": self.recipe.epochs + 1}
+            self.lr_scheduler = epoch_steps(optimizer or self.optimizer, steps, **never | dict(self.recipe.schedule))
+        return self.lr_scheduler
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self.recipe.code_size is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        # What is tested is the speaker embedding; the speakers are not those of training, so there is no loss.
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), speaker_embeddings_of(model) as embeddings, self.compute_loss_context_manager():
+            model(**inputs)
+        return None, embeddings[-1].float(), labels
+
+
+def metrics_of(recipe: Recipe):
+    """The function that gives the metrics of logits `(cuts, labels)`; those of one clip are averaged first."""
+
+    def compute(prediction) -> dict[str, float]:
+        logits = averaged(logits_of(prediction.predictions), recipe.test_segments)
+        targets = prediction.label_ids[:: recipe.test_segments]
+        if targets.ndim == 1:
+            scores = {"accuracy": accuracy_score(targets, logits.argmax(axis=1))}
+            one_hot = np.arange(logits.shape[1]) == targets[:, None]
+            return scores | {"map": mean_average_precision(logits, one_hot)}
+        if recipe.metric == "accuracy":
+            return {"accuracy": accuracy_score(targets.argmax(axis=1), logits.argmax(axis=1))}
+        return {"map": mean_average_precision(logits, np.where(targets == UNKNOWN, np.nan, targets))}
+
+    return compute
+
+
+def averaged(values: np.ndarray, count: int) -> np.ndarray:
+    """The means of every `count` rows, `(rows, n)` to `(rows / count, n)`."""
+    return values.reshape(-1, count, values.shape[1]).mean(axis=1)

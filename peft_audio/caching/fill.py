@@ -1,0 +1,72 @@
+"""Computing the states that are not on disk yet."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .checks import states_at
+from .plan import Plan
+from .samples import Samples
+from .store import STATES, Store
+
+
+HEADER_BYTES = 512  # of an entry's file, about
+
+
+def fill(
+    model: nn.Module, plan: Plan, samples: Samples, keys: list[str], store: Store, batch_size: int, max_bytes: int
+) -> None:
+    """Compute the entries that are missing or damaged.
+
+    Raises:
+        ValueError: they do not fit in, or a sample has changed since it was read.
+        OSError: the folder cannot be written to.
+    """
+    missing = {key: index for index, key in enumerate(keys) if store.read(key) is None}
+    if not missing:
+        return
+    kept = _other_inputs(samples.inputs_of(0), plan)
+    entry_bytes = plan.dtype.itemsize * math.prod(plan.shape) + sum(value.nbytes for value in kept.values())
+    store.check_room(len(missing), len(keys), entry_bytes + HEADER_BYTES, max_bytes)
+    store.prepare()
+    pending = _own_share_first(list(missing))
+    with tqdm(total=len(pending), desc="Computing frozen states", unit="sample", leave=False) as progress:
+        for start in range(0, len(pending), batch_size):
+            batch = pending[start : start + batch_size]
+            progress.update(len(batch))
+            # Other processes may have computed some meanwhile.
+            indices = {key: missing[key] for key in batch if store.read(key) is None}
+            _write_states(model, plan, samples, indices, store)
+
+
+def _write_states(model: nn.Module, plan: Plan, samples: Samples, indices: dict[str, int], store: Store) -> None:
+    items = [samples.inputs_of(index) for index in indices.values()]
+    for (key, index), item in zip(indices.items(), items):
+        samples.check_same(index, key, item)
+    if not items:
+        return
+    for key, item, states in zip(indices, items, states_at(model, plan.split_point, samples.batch(items))):
+        store.write(key, {STATES: states, **_other_inputs(item, plan)})
+
+
+def _other_inputs(item: dict[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
+    return {name: _narrow(value) for name, value in item.items() if name != plan.main}
+
+
+def _own_share_first(keys: list[str]) -> list[str]:
+    """Let each of several processes, as torchrun starts them, begin at another place."""
+    start = len(keys) * int(os.environ.get("RANK", 0)) // max(1, int(os.environ.get("WORLD_SIZE", 1)))
+    return keys[start:] + keys[:start]
+
+
+def _narrow(tensor: torch.Tensor) -> torch.Tensor:
+    """Return masks, which are of 64 bits by custom, in 8 bits. They are widened again when they are read."""
+    if tensor.is_floating_point():
+        return tensor
+    small = tensor.to(torch.int8)
+    return small if torch.equal(small.to(tensor.dtype), tensor) else tensor

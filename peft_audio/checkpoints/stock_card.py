@@ -1,0 +1,111 @@
+"""The model card of what this package does not save by itself: whole models, and adapters of PEFT's own types."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Union, cast
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from ..ast.resize import RESIZES
+from ..backbones.table import resolve
+from .base_settings import labels_of, read_settings
+from .card_parts import PREPROCESSOR_NAME, classify_a_file, hub_id, input_text, is_multi_label
+
+
+WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
+# Fields of a PEFT configuration that do not say how the method is set up.
+UNTOLD = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type")
+
+
+def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location: str, training: str) -> ModelCard:
+    """Make the card of a model that was saved in `folder`.
+
+    Args:
+        folder: with the weights, and the feature extractor.
+        model: the trained model.
+        location: what the code in the card loads.
+        training: Markdown on training and results.
+
+    Raises:
+        FileNotFoundError: if the folder has no weights or no feature extractor.
+        ValueError: if the model type is not supported.
+    """
+    is_adapter = isinstance(model, PeftModel)
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    settings = read_settings(base, resolve(base).spec)
+    hub_base = hub_id(base.name_or_path)
+    data = ModelCardData(
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="audio-classification",
+        base_model=hub_base,  # metadata that names a folder would make a push to the Hub fail
+        tags=["audio", "peft-audio"],
+    )
+    preprocessor = json.loads((folder / PREPROCESSOR_NAME).read_text("utf-8"))
+    text = f"""# {Path(location).name}
+
+An audio classifier: `{hub_base or Path(base.name_or_path).name}`, fine-tuned.
+
+## Use
+
+```python
+{_snippet(base, settings, location, is_adapter)}
+```
+
+{input_text(settings, preprocessor.get("sampling_rate"))}{_method(model) if isinstance(model, PeftModel) else ""}- file: {_size(folder)}
+
+{training}
+"""
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}", ignore_metadata_errors=True)
+
+
+def _size(folder: Path) -> str:
+    sizes = [file.stat().st_size for pattern in WEIGHTS for file in folder.glob(pattern)]
+    if not sizes:
+        raise FileNotFoundError(f"There are no weights in {str(folder)!r}: save_pretrained comes first.")
+    return f"{sum(sizes) / 1e6:.3f} MB"
+
+
+def _method(model: PeftModel) -> str:
+    """Return the lines on the fields of the adapter's configuration that differ from their defaults."""
+    config = model.peft_config[model.active_adapter]
+    defaults = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(config)
+    }
+    values = {name: value for name, value in vars(config).items() if name in defaults and name not in UNTOLD}
+    changed = {name: value for name, value in values.items() if value not in (None, defaults[name])}
+    lines = [f"- method: {type(config).__name__}"]
+    for name, value in changed.items():
+        lines.append(f"- `{name}`: {', '.join(sorted(value)) if isinstance(value, (set, list)) else value}")
+    return "\n".join(lines) + "\n"
+
+
+def _snippet(base: PreTrainedModel, settings: dict[str, Any], location: str, is_adapter: bool) -> str:
+    labels = labels_of(settings)
+    resize = {name: settings[name] for name in ("max_length", "time_stride", "frequency_stride") if name in settings}
+    is_resized = is_adapter and bool(settings.get(RESIZES))
+    name = type(base).__name__
+    if is_adapter:
+        loading = [
+            f"labels = {[labels[index] for index in sorted(labels)]!r}",
+            f"base = {name}.from_pretrained(",
+            f"    {base.name_or_path!r}, id2label=dict(enumerate(labels)), ignore_mismatched_sizes=True",
+            ")",
+            *([f"resize_ast(base, {', '.join(f'{key}={value}' for key, value in resize.items())})"] * is_resized),
+            "model = PeftModel.from_pretrained(base, location)",
+        ]
+    else:
+        loading = [f"model = {name}.from_pretrained(location)"]
+    lines = [
+        *("import librosa", "import torch"),
+        *(["from peft import PeftModel"] * is_adapter),
+        f"from transformers import AutoFeatureExtractor, {name}",
+        *(["from peft_audio import resize_ast"] * is_resized),
+        *("", f"location = {location!r}", *loading, "model.eval()"),
+    ]
+    return "\n".join([*lines, *classify_a_file("location", is_multi_label(settings))])

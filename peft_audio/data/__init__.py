@@ -1,0 +1,61 @@
+"""Audio clips as training data: reads files without torchcodec or FFmpeg, splits them, and makes the model's inputs.
+
+    table = read_audiofolder("recordings")  # class folders, or a metadata.csv
+    data = prepare_clips(table, feature_extractor, fold="1", cache_dir="features")
+    Trainer(model, args, AudioCollator(feature_extractor), data.train, data.evaluation).train()
+
+Or step by step: `choose_splits` says which clips train, `FeatureCache` or `extract_features` compute their features,
+and `FeatureDataset` pairs them with the labels. Files that cannot be used are listed by name in a `BadAudioError`.
+"""
+
+from .audiofolder import AUDIO_SUFFIXES, read_audiofolder, read_rows
+from .clips import Clip, ClipTable, DataError, fold_name
+from .decoding import BadAudioError, load_clip, load_waveform
+from .feature_cache import FeatureCache, Features
+from .features import (
+    MEL_HOP_SECONDS,
+    MEL_WINDOW_SECONDS,
+    AudioCollator,
+    FeatureDataset,
+    extract_features,
+    load_feature_extractor,
+    minimum_seconds,
+    model_inputs,
+)
+from .hub import read_hub_dataset, stream_splits
+from .splits import Splits, choose_splits
+from .streaming import StreamedClips, StreamedInputs
+from .training_data import TrainingData, prepare_clips, prepare_stream
+
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "MEL_HOP_SECONDS",
+    "MEL_WINDOW_SECONDS",
+    "AudioCollator",
+    "BadAudioError",
+    "Clip",
+    "ClipTable",
+    "DataError",
+    "FeatureCache",
+    "FeatureDataset",
+    "Features",
+    "Splits",
+    "StreamedClips",
+    "StreamedInputs",
+    "TrainingData",
+    "choose_splits",
+    "extract_features",
+    "fold_name",
+    "load_clip",
+    "load_feature_extractor",
+    "load_waveform",
+    "minimum_seconds",
+    "model_inputs",
+    "prepare_clips",
+    "prepare_stream",
+    "read_audiofolder",
+    "read_hub_dataset",
+    "read_rows",
+    "stream_splits",
+]

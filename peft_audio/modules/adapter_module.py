@@ -1,0 +1,96 @@
+"""What every module that adapts tokens promises to the encoder layer that runs it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import nn
+
+
+class TokenLayout(NamedTuple):
+    """How the tokens of a forward pass lie.
+
+    Attributes:
+        grid: numbers of rows (frequency) and columns (time). Row after row, the grid's tokens are the last ones;
+            those in front of them are special tokens.
+        mask: `(batch, tokens)`, True for tokens and False for padding; None where there is no padding.
+    """
+
+    grid: tuple[int, int]
+    mask: Optional[torch.Tensor] = None
+
+    def hide_padding(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return `(batch, tokens, ...)` with zeros in place of padding, as at the grid's edges."""
+        if self.mask is None:
+            return tokens
+        return tokens * self.mask.to(tokens.dtype).reshape(*self.mask.shape, *[1] * (tokens.dim() - 2))
+
+
+class AdapterModule(nn.Module):
+    """Base class of the modules that adapt the tokens of an encoder layer.
+
+    A subclass implements `forward(hidden_states, layout)`:
+
+    - `hidden_states` is `(batch, tokens, hidden_size)`, and so is the result.
+    - The result has the dtype of `hidden_states`, whatever the dtype of the module's own weights; under autocast it
+      has the dtype that autocast gives the module's last operation. `in_dtype_of` does both conversions.
+    - `layout` says which tokens form the grid and which are padding. What mixes tokens must read nothing from
+      padding (`TokenLayout.hide_padding`), and must never mix the samples of a batch.
+    - Dropout acts inside the module, in training mode only, in front of its last projection.
+
+    The two properties below tell the layer what it may leave out. A subclass that says nothing gets the slow way,
+    which is right for every module.
+    """
+
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether a token's output depends on other tokens, so that `forward` needs to know the padding."""
+        return True
+
+    @property
+    def special_tokens_stand_alone(self) -> bool:
+        """Whether the first tokens get the same output when all tokens behind them are left out."""
+        return not self.reads_neighbours
+
+    def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
+        """Map `(batch, tokens, hidden_size)` to the same shape.
+
+        Raises:
+            NotImplementedError: in a subclass that does not implement it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement forward(hidden_states, layout).")
+
+
+def reads_neighbours(module: nn.Module) -> bool:
+    """Whether a module mixes tokens; one that does not say counts as mixing them."""
+    return bool(getattr(module, "reads_neighbours", True))
+
+
+def special_tokens_stand_alone(module: nn.Module) -> bool:
+    """Whether a module may run on the first tokens alone; one that does not say may only if it mixes nothing."""
+    return bool(getattr(module, "special_tokens_stand_alone", not reads_neighbours(module)))
+
+
+def check_result(module: nn.Module, hidden_states: torch.Tensor, result: torch.Tensor) -> None:
+    """Check the shape and dtype of what a module made of `hidden_states`.
+
+    Raises:
+        ValueError: if the result has another shape, or outside of autocast another dtype.
+    """
+    name = type(module).__name__
+    if result.shape != hidden_states.shape:
+        raise ValueError(
+            f"The forward of adapter module {name} must return the shape that it is given, "
+            f"{tuple(hidden_states.shape)} (batch, tokens, hidden_size), got {tuple(result.shape)}."
+        )
+    if result.dtype != hidden_states.dtype and not torch.is_autocast_enabled(hidden_states.device.type):
+        raise ValueError(
+            f"The forward of adapter module {name} must return the dtype that it is given, {hidden_states.dtype}, got "
+            f"{result.dtype}. Convert the result, e.g. with peft_audio.modules.in_dtype_of(hidden_states, result)."
+        )
+
+
+def in_dtype_of(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Bring `tensor` to the dtype of `other`, unless autocast chooses the dtype of every operation."""
+    return tensor if torch.is_autocast_enabled(tensor.device.type) else tensor.to(other.dtype)

@@ -1,0 +1,57 @@
+"""How large a file and a function may be: small enough to be read in one sitting."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("peft_audio", "examples", "method_comparison", "benchmarks", "metrics", "tests")
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 40
+FILES = {str(path.relative_to(ROOT)): path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))}
+# ---- what is still larger, by file: to be emptied ----
+LARGER = {
+    "examples/esc10.py": ["train"],
+    "examples/pictures.py": ["parse_arguments"],
+    "examples/plots/attention.py": ["attention_map"],
+    "examples/plots/confusion.py": ["plot_confusion"],
+    "examples/pretrain_backbone.py": ["the file", "pretrain"],
+    "examples/train_classification.py": ["main"],
+    "peft_audio/ast/from_ssast.py": ["ast_from_ssast"],
+    "peft_audio/ast/from_vit.py": ["ast_from_vit"],
+    "peft_audio/ast/resize.py": ["resize_ast"],
+    "peft_audio/auto.py": ["from_pretrained"],
+    "peft_audio/tuner/prompt_gradient.py": ["attend_to_frozen_tokens"],
+    "tests/checkpoints/test_bad_folders.py": ["the file"],
+    "tests/checkpoints/test_peft_saving.py": ["the file"],
+    "tests/distributed_worker.py": ["run_trainer"],
+    "tests/examples/test_data_sets.py": ["the file"],
+    "tests/examples/test_esc10.py": ["the file"],
+}
+# ---- end of the list ----
+
+
+def too_large(source):
+    """Names of the functions that are too long, decorators not counted, and "the file" if it is."""
+    names = ["the file"] * (len(source.splitlines()) > MAX_FILE_LINES)
+    for node in ast.walk(ast.parse(source)):
+        is_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if is_function and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES:
+            names.append(node.name)
+    return names
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_and_functions_are_short(name):
+    excess = [part for part in too_large(FILES[name].read_text(encoding="utf-8")) if part not in LARGER.get(name, [])]
+    assert not excess, f"{name}: at most {MAX_FILE_LINES} lines a file and {MAX_FUNCTION_LINES} a function."
+
+
+def test_what_is_too_long_is_found():
+    def function(name, lines):
+        return f"    def {name}():\n" + "        pass\n" * (lines - 1)
+
+    source = "class Class:\n" + function("short", 40) + function("long", 41)
+    assert too_large(source) == ["long"]
+    assert too_large("\n" * 400) == [] and too_large("\n" * 401) == ["the file"]
