@@ -31,6 +31,7 @@ from .heads.weighted_layer_sum import MODULE_NAME
 from .tuner.quantized import check_not_quantised
 from .upstream.peft_state_dict import PEFT_MODEL_PREFIX, Tensors
 from .upstream.transformers_loading import keys_left_random
+from .upstream.transformers_models import initializer_std
 
 
 LAYER_WEIGHTS = "use_weighted_layer_sum"  # field of a model's configuration
@@ -248,5 +249,5 @@ def _renew_output_layer(model: PreTrainedModel) -> None:
     for name in resolve(model).head:
         for module in model.get_submodule(name).modules():
             if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels:
-                nn.init.normal_(module.weight, std=model.config.initializer_range)
+                nn.init.normal_(module.weight, std=initializer_std(model.config))
                 nn.init.zeros_(module.bias)

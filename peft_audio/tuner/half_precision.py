@@ -58,7 +58,8 @@ def save_activations_in_half(model: nn.Module, enabled: bool = True) -> nn.Modul
 def saved_in_half(hidden_states: torch.Tensor) -> Iterator[None]:
     """Within, what autograd saves in float32 is kept in float16 until the backward pass: all tensors of the size of
     `hidden_states` or larger. Smaller ones (a softmax's denominators, a norm's statistics) are few, and errors in them
-    reach every element."""
+    reach every element.
+    """
     kept: dict[tuple, tuple[torch.Tensor, Half]] = {}
     min_size = hidden_states.numel()
     del hidden_states  # what is saved refers to this function's variables

@@ -287,7 +287,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Name a tensor `layers.N.<part>.<tensor>`, whatever the backbone calls its encoder layers, or, where it is
-        not a layer that is wrapped, `input.<part>.<tensor>`."""
+        not a layer that is wrapped, `input.<part>.<tensor>`.
+        """
         parts = "|".join(cls.tuner_layer_cls.parts)
         pattern = rf"(base_model\.model\.)?(?:.*?\.)?(\w+)\.{cls.prefix}({parts})\.{re.escape(adapter_name)}\.(.+)"
         match = re.fullmatch(pattern, key)
