@@ -221,11 +221,12 @@ def load_classifier(
         labels: the names of the labels, in the order of the model's outputs.
         multi_label: whether a clip can have several labels.
         max_length: frames of 10 ms that an AST is to take, see `resize_ast`; None for the model's own.
-        kwargs: for `AutoModelForAudioClassification.from_pretrained`.
+        **kwargs: for `AutoModelForAudioClassification.from_pretrained`.
 
     Raises:
-        OSError: there is no such model.
-        ValueError: the model type is not supported, or `max_length` is given and the model is no AST.
+        OSError: if there is no such model.
+        ValueError: if the model type is not supported.
+        TypeError: if `max_length` is given and the model is not an AST.
     """
     labels = list(labels)
     old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
