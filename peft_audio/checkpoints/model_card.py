@@ -124,7 +124,7 @@ def write_card(
         card = updated_card(load_card(folder), facts, text, tags)
     elif model is not None:
         card = stock_card(folder, model, location or folder.resolve().name, text)
-        card.data.tags = sorted({*card.data.tags, *tags})
+        card.data["tags"] = sorted({*card.data["tags"], *tags})
     else:
         raise FileNotFoundError(f"There is no adapter of peft_audio in {str(folder)!r}: save_pretrained comes first.")
     for name, value in metadata.items():

@@ -48,7 +48,7 @@ def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location:
     preprocessor = json.loads((folder / PREPROCESSOR_NAME).read_text("utf-8"))
     text = f"""# {Path(location).name}
 
-An audio classifier: `{hub_base or Path(base.name_or_path).name}`, fine-tuned.
+An audio classifier: `{hub_base or Path(base.name_or_path or "").name}`, fine-tuned.
 
 ## Use
 
