@@ -78,7 +78,7 @@ class InputPrompt(nn.Module):
         if len(known) == len(shape) > 1:
             *channels, rows, columns = known
             self.ends = nn.Parameter(torch.empty(2, *channels, size, columns))
-            self.sides = nn.Parameter(torch.empty(2, *channels, rows - 2 * size, size))
+            self.sides: Optional[nn.Parameter] = nn.Parameter(torch.empty(2, *channels, rows - 2 * size, size))
         else:
             features = [length for length in shape[1:] if length is not None]
             self.ends = nn.Parameter(torch.empty(2, size, *features))

@@ -19,7 +19,7 @@ def scaled(tensor: torch.Tensor, factor: Factor) -> torch.Tensor:
 
 
 class ScaledLinear(nn.Linear):
-    """Linear map `s (x W + b)`. x and b are multiplied, not the result: in an up projection they are smaller."""
+    """Linear map `s (x W + b)`. It multiplies x and b, which are smaller than the result of an up projection."""
 
     def forward(self, tokens: torch.Tensor, factor: Factor = 1.0) -> torch.Tensor:
         """Map `(batch, tokens, in_features)` to `(batch, tokens, out_features)`, times `factor`, a number or a scalar."""
