@@ -77,11 +77,11 @@ def test_models_initialize_modules_of_their_own_kind():
 def test_the_frame_mask_counts_the_frames_of_the_clip_alone(backbone):
     """Else statistics pooling averages over padding."""
     batch, (_, short) = make_padded_inputs(backbone)
-    model = make(backbone)
+    encoder = make(backbone, bare=True)
     with torch.no_grad():
-        num_frames = model.base_model(**batch).last_hidden_state.shape[1]
-        alone = model.base_model(input_values=short["input_values"]).last_hidden_state.shape[1]
-    mask = transformers_models.frame_mask(model, num_frames, batch["attention_mask"])
+        num_frames = encoder(**batch).last_hidden_state.shape[1]
+        alone = encoder(input_values=short["input_values"]).last_hidden_state.shape[1]
+    mask = transformers_models.frame_mask(make(backbone), num_frames, batch["attention_mask"])
     assert mask.shape == (2, num_frames) and mask.sum(dim=1).tolist() == [num_frames, alone]
 
 
