@@ -77,9 +77,8 @@ def prepare_clips(
     def dataset(clips: list[Clip]) -> FeatureDataset:
         return FeatureDataset(clips, features, splits.labels, table.multi_label)
 
-    test, description = dataset(splits.test), _describe(splits, fold)
+    train, test, description = dataset(splits.train), dataset(splits.test), _describe(splits, fold)
     evaluation = dataset(splits.validation) if splits.validation else test
-    train = dataset(splits.train)
     return TrainingData(train, evaluation, test, splits.labels, table.multi_label, description, len(skipped))
 
 
