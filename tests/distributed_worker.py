@@ -100,7 +100,23 @@ def run_trainer(
         # to divide by the number of clips in all processes. Classifiers of waveforms give the mean of their own.
         options["average_tokens_across_devices"] = False
     clips = Clips(backbone)
-    arguments = TrainingArguments(
+    arguments = training_arguments(folder, batch_size, **options)
+    if base is not None:
+        model = type(model).from_pretrained(base)
+    torch.manual_seed(0)
+    trainer = Trainer(
+        model=get_peft_model(model, METHODS[method]()),
+        args=arguments,
+        train_dataset=clips,
+        eval_dataset=clips,
+        compute_metrics=accuracy,
+    )
+    trainer.train()
+    return what_was_seen(trainer, make_inputs(backbone))
+
+
+def training_arguments(folder, batch_size, **options):
+    return TrainingArguments(
         output_dir=str(folder),
         max_steps=3,
         per_device_train_batch_size=batch_size,
@@ -117,23 +133,16 @@ def run_trainer(
         seed=0,
         **options,
     )
-    if base is not None:
-        model = type(model).from_pretrained(base)
-    torch.manual_seed(0)
-    trainer = Trainer(
-        model=get_peft_model(model, METHODS[method]()),
-        args=arguments,
-        train_dataset=clips,
-        eval_dataset=clips,
-        compute_metrics=accuracy,
-    )
-    trainer.train()
+
+
+def what_was_seen(trainer, inputs):
+    """Evaluate and save; return what this process saw of it."""
     metrics = trainer.evaluate()
     saves = count_saves(trainer.save_model)
     wrapped = trainer.model_wrapped
     wrapped.eval()
     with torch.no_grad():
-        logits = wrapped(**make_inputs(backbone)).logits
+        logits = wrapped(**inputs).logits
     return {
         "processes": trainer.args.world_size,
         "kind": trainer.accelerator.distributed_type.value,
