@@ -9,6 +9,7 @@ from .ast.from_vit import ast_from_vit
 from .ast.resize import resize_ast
 from .auto import AutoPeftModelForAudioClassification, load_classifier
 from .backbones.module_names import encoder_layers, head_modules, query_value_projections
+from .backbones.relative_positions import PositionRule
 from .backbones.spec import EncoderSpec
 from .backbones.table import register_backbone, supported_backbones
 from .caching import cache_frozen
@@ -47,6 +48,7 @@ __all__ = [
     "InputPromptModel",
     "ParallelMLPAdapterConfig",
     "ParallelMLPAdapterModel",
+    "PositionRule",
     "TimeFreqConvAdapterConfig",
     "TimeFreqConvAdapterModel",
     "ast_from_ssast",

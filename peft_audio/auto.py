@@ -28,9 +28,10 @@ from .checkpoints.restoring import restore_settings
 from .checkpoints.tensors import read_config, read_weights
 from .config import EncoderAdapterConfig
 from .heads.weighted_layer_sum import MODULE_NAME
-from .tuner.quantized import check_not_quantised
+from .tuner.quantized import check_not_quantized
 from .upstream.peft_state_dict import PEFT_MODEL_PREFIX, Tensors
 from .upstream.transformers_loading import keys_left_random
+from .upstream.transformers_models import initializer_std
 
 
 LAYER_WEIGHTS = "use_weighted_layer_sum"  # field of a model's configuration
@@ -145,7 +146,7 @@ def _load_base_model(config: PeftConfig, weights: Tensors, source: str, kwargs: 
     restore_settings(model, settings)
     if settings:
         check_settings(settings, model, resolve(model))
-    check_not_quantised(model, saved_head)
+    check_not_quantized(model, saved_head)
     _check_head(model, saved_head, weights, source)
     return model
 
@@ -220,11 +221,12 @@ def load_classifier(
         labels: the names of the labels, in the order of the model's outputs.
         multi_label: whether a clip can have several labels.
         max_length: frames of 10 ms that an AST is to take, see `resize_ast`; None for the model's own.
-        kwargs: for `AutoModelForAudioClassification.from_pretrained`.
+        **kwargs: for `AutoModelForAudioClassification.from_pretrained`.
 
     Raises:
-        OSError: there is no such model.
-        ValueError: the model type is not supported, or `max_length` is given and the model is no AST.
+        OSError: if there is no such model.
+        ValueError: if the model type is not supported.
+        TypeError: if `max_length` is given and the model is not an AST.
     """
     labels = list(labels)
     old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
@@ -247,5 +249,5 @@ def _renew_output_layer(model: PreTrainedModel) -> None:
     for name in resolve(model).head:
         for module in model.get_submodule(name).modules():
             if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels:
-                torch.nn.init.normal_(module.weight, std=model.config.initializer_range)
-                torch.nn.init.zeros_(module.bias)
+                nn.init.normal_(module.weight, std=initializer_std(model.config))
+                nn.init.zeros_(module.bias)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..upstream.hooks import owners_of_hooks, remove_hooks
+from ..upstream.torch_modules import install_stand_in, remove_stand_in
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def remove_position_detach(model: nn.Module) -> None:
 def _made_again(embed_positions: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
     if arguments.get("relative_position_embeddings") is None:
         return {}
+    assert embed_positions is not None  # the row names it
     return {"relative_position_embeddings": embed_positions(tokens)}
 
 
@@ -99,15 +101,16 @@ def _left_to_attention(source: Optional[nn.Module], tokens: torch.Tensor, num_pr
 @contextmanager
 def _gathered(module: nn.Module) -> Iterator[None]:
     """Put the whole parameters into a module that FSDP has sharded again since its layer ran."""
-    sharded = {name: value for name, value in module._parameters.items() if hasattr(value, "full_tensor")}
-    module._parameters.update({name: value.full_tensor() for name, value in sharded.items()})
+    sharded = {name: value for name, value in module.named_parameters(recurse=False) if hasattr(value, "full_tensor")}
+    before = {name: install_stand_in(module, name, value.full_tensor()) for name, value in sharded.items()}
     try:
         yield
     finally:
-        module._parameters.update(sharded)
+        for name, value in before.items():
+            remove_stand_in(module, name, value)
 
 
-def _grown_bias(first_attention: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
+def _grown_bias(first_attention: Any, tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
     bias = arguments.get("position_bias")
     if bias is None:
         return {}  # the first layer makes it, for the prompts as well

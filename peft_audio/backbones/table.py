@@ -63,7 +63,7 @@ _WAVEFORM = replace(_FRAMES, feature_encoder="feature_extractor", input="feature
 
 _WAV2VEC2 = replace(_WAVEFORM, keys_and_values=("k_proj", "v_proj"))
 
-_STABLE_LAYER_NORM = {"attention_norm": "layer_norm", "feed_forward_norm": "final_layer_norm"}
+_STABLE_LAYER_NORM: dict[str, Any] = {"attention_norm": "layer_norm", "feed_forward_norm": "final_layer_norm"}
 
 _WAVLM = replace(_WAVEFORM, positions=BIAS_POSITIONS)
 
@@ -111,7 +111,7 @@ _WHISPER = replace(
 
 def _by_norms(spec: EncoderSpec) -> SpecOrRule:
     def rule(config: Any) -> EncoderSpec:
-        places = _STABLE_LAYER_NORM if config.do_stable_layer_norm else {}
+        places: dict[str, Any] = _STABLE_LAYER_NORM if config.do_stable_layer_norm else {}
         # A group norm over time in the feature encoder lets padding into every frame.
         return replace(spec, **places, hides_padding=config.feat_extract_norm == "layer")
 
@@ -156,12 +156,29 @@ def supported_backbones() -> list[str]:
 def register_backbone(model_type: str, spec: SpecOrRule) -> None:
     """Add a model type to the table, or replace its row.
 
+    What the row claims is checked the first time that adapters are put on a model of this type.
+
     Args:
         model_type: the value of `model.config.model_type`.
         spec: an `EncoderSpec`, or a function from the model's configuration to one, for a type with several layouts.
 
     Raises:
         ValueError: if `model_type` is no string or `spec` is neither.
+
+    Examples:
+        >>> from peft_audio import EncoderSpec, register_backbone, supported_backbones
+        >>> register_backbone(
+        ...     "my-type",  # the model's config.model_type
+        ...     EncoderSpec(
+        ...         layers="encoder.blocks",  # the ModuleList, from the model without its head
+        ...         attention="attention",  # these four from an encoder layer
+        ...         attention_norm="norm1",
+        ...         feed_forward_norm="norm2",
+        ...         feed_forward="mlp",
+        ...     ),
+        ... )
+        >>> "my-type" in supported_backbones()
+        True
     """
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"`model_type` must be a non-empty string, got {model_type!r}.")
@@ -181,7 +198,7 @@ def remember_checked(backbone: Backbone) -> None:
     _CHECKED.add((backbone.model_type, backbone.spec))
 
 
-def resolve(model: nn.Module) -> Backbone:
+def resolve(model: Any) -> Backbone:
     """Find the places of `model`, with or without adapters on it.
 
     Raises:
@@ -197,7 +214,7 @@ def resolve(model: nn.Module) -> Backbone:
     row = BACKBONES[model_type]
     spec = row if isinstance(row, EncoderSpec) else row(model.config)
     encoder = getattr(model, "base_model", model)
-    layers = _find(encoder, spec.layers, model_type, "layers")
+    layers: Any = _find(encoder, spec.layers, model_type, "layers")
     names = {id(module): name for name, module in model.named_modules()}
     first = locate(layers[0], spec, model_type)
     input_module = _find_optional(encoder, spec.input, model_type, "input")
@@ -206,7 +223,7 @@ def resolve(model: nn.Module) -> Backbone:
         model_type=model_type,
         spec=spec,
         layer_names=tuple(names[id(layer)] for layer in layers),
-        hidden_size=_shape(first.feed_forward_norm.weight)[-1],
+        hidden_size=_shape(first.feed_forward_norm)[-1],
         patch_size=getattr(model.config, "patch_size", None),
         head=tuple(name for name in spec.head if _has_parameters(model, name)),
         input_shape=tuple(spec.input_shape(model.config)),
@@ -219,20 +236,22 @@ def resolve(model: nn.Module) -> Backbone:
     )
 
 
-def locate(layer: nn.Module, spec: EncoderSpec, model_type: str = "") -> LayerModules:
-    """Find the modules of one encoder layer (of its base layer, if adapters wrap it already)."""
+def locate(layer: Any, spec: EncoderSpec, model_type: str = "") -> LayerModules:
+    """Find the modules of one encoder layer (of its base layer, if adapters wrap it already).
+
+    Raises:
+        ValueError: if one of them does not exist.
+    """
     base_layer = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-    found = {
-        place: _find_optional(base_layer, getattr(spec, place), model_type, place) for place in LayerModules._fields
-    }
-    if spec.attention_output is None:
-        found["attention_output"] = found["attention"]
-    return LayerModules(**found)
-
-
-def frame_mask(model: nn.Module, num_frames: int, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return which frames of the feature encoder are no padding, `(batch, num_frames)`, from `(batch, samples)`."""
-    return model._get_feature_vector_attention_mask(num_frames, attention_mask)
+    attention = _find(base_layer, spec.attention, model_type, "attention")
+    return LayerModules(
+        attention=attention,
+        attention_norm=_find_optional(base_layer, spec.attention_norm, model_type, "attention_norm"),
+        attention_output=_find_optional(base_layer, spec.attention_output, model_type, "attention_output")
+        or attention,
+        feed_forward_norm=_find(base_layer, spec.feed_forward_norm, model_type, "feed_forward_norm"),
+        feed_forward=_find(base_layer, spec.feed_forward, model_type, "feed_forward"),
+    )
 
 
 def _find(root: nn.Module, paths: Paths, model_type: str, place: str) -> nn.Module:
@@ -248,16 +267,17 @@ def _find(root: nn.Module, paths: Paths, model_type: str, place: str) -> nn.Modu
     )
 
 
-def _shape(parameter: nn.Parameter) -> torch.Size:
+def _shape(norm: nn.Module) -> torch.Size:
     # Under DeepSpeed ZeRO-3 a parameter is empty until it is needed.
-    return getattr(parameter, "ds_shape", parameter.shape)
+    weight = norm.get_parameter("weight")
+    return getattr(weight, "ds_shape", weight.shape)
 
 
 def _find_optional(root: nn.Module, paths: Optional[Paths], model_type: str, place: str) -> Optional[nn.Module]:
     return None if paths is None else _find(root, paths, model_type, place)
 
 
-def _get(root: nn.Module, path: str) -> Optional[nn.Module]:
+def _get(root: Any, path: str) -> Optional[nn.Module]:
     for name in path.split("."):
         if not hasattr(root, name) and hasattr(root, "get_base_layer"):
             root = root.get_base_layer()  # an encoder layer with adapters around it

@@ -89,24 +89,21 @@ def write_card(
     results: Optional[Mapping[str, Score]] = None,
     metadata: Optional[Mapping[str, Any]] = None,
 ) -> None:
-    """Write the model card of an adapter, or of a whole audio classifier; what a person wrote into an earlier one stays.
+    """Write the model card of an adapter of this package, and keep what a person wrote into an earlier one.
 
-    An adapter of this package says all that its model card needs, so `model` is not looked at.
+    With `model` it also writes a new model card for a whole model or an adapter of one of PEFT's own types.
 
     Args:
-        folder: the folder, with the weights, and adapter_config.json if it is an adapter.
-        model: the trained model: needed for whole models and for adapters of PEFT's own types such as LoRA, whose files
-            do not say the labels and the input. They need a feature extractor in the folder, and get a new model card.
+        folder: the folder, with the weights. For `model` to be used, a feature extractor has to be there as well.
+        model: the trained model, if it is not an adapter of this package: other files do not say labels and input.
         location: what the code in the model card loads, a path or an id on the Hub; None for the folder's name.
         training: Markdown about the data and the training; without it and `results` that part stays as it was.
         results: scores by name of the metric, each a number or (mean, standard deviation).
         metadata: fields of the model card's metadata to set, such as `datasets` and `license`; `tags` are added.
 
     Raises:
-        FileNotFoundError: if the folder holds no adapter of this package and no `model` is given, or what was saved lacks
-            its weights or its feature extractor.
-        ValueError: if `training` is not text, `results` has something other than scores, or the model type is not
-            supported.
+        FileNotFoundError: if the folder lacks weights, or a feature extractor or `model` where they are needed.
+        ValueError: if `training` is not text, `results` are not scores, or the model type is not supported.
 
     Examples:
         >>> base_model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=1))
@@ -117,20 +114,26 @@ def write_card(
     """
     _check_texts(training, results)
     folder = Path(folder)
-    facts = read_facts(folder, location or folder.resolve().name)
-    metadata, text = dict(metadata or {}), training_text(training, results)
-    tags = metadata.pop("tags", ())
-    if facts is not None:
-        card = updated_card(load_card(folder), facts, text, tags)
-    elif model is not None:
-        card = stock_card(folder, model, location or folder.resolve().name, text)
-        card.data.tags = sorted({*card.data.tags, *tags})
-    else:
-        raise FileNotFoundError(f"There is no adapter of peft_audio in {str(folder)!r}: save_pretrained comes first.")
-    for name, value in metadata.items():
-        setattr(card.data, name, value)
+    name, fields = location or folder.resolve().name, dict(metadata or {})
+    card = _make_card(folder, model, name, training_text(training, results), fields.pop("tags", ()))
+    for field, value in fields.items():
+        setattr(card.data, field, value)
     with written_together(folder) as staged:
         card.save(staged / CARD_NAME)
+
+
+def _make_card(
+    folder: Path, model: Union[PeftModel, PreTrainedModel, None], location: str, text: str, tags: Iterable[str]
+) -> ModelCard:
+    facts = read_facts(folder, location)
+    if facts is not None:
+        return updated_card(load_card(folder), facts, text, tags)
+    if model is None:
+        raise FileNotFoundError(f"There is no adapter of peft_audio in {str(folder)!r}: save_pretrained comes first.")
+    card = stock_card(folder, model, location, text)
+    data: Any = card.data
+    data.tags = sorted({*data.tags, *tags})
+    return card
 
 
 def _check_texts(training: Any, results: Any) -> None:

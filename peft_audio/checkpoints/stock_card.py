@@ -19,17 +19,24 @@ from .card_parts import PREPROCESSOR_NAME, classify_a_file, hub_id, input_text, 
 
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
 # Fields of a PEFT configuration that do not say how the method is set up.
-UNTOLD = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type")
+NOT_OF_THE_METHOD = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "task_type",
+)
 
 
 def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location: str, training: str) -> ModelCard:
-    """Make the card of a model that was saved in `folder`.
+    """Make the model card of a model that was saved in `folder`.
 
     Args:
-        folder: with the weights, and the feature extractor.
+        folder: the folder with the weights and the feature extractor.
         model: the trained model.
-        location: what the code in the card loads.
-        training: Markdown on training and results.
+        location: what the code in the model card loads, a path or an id on the Hub.
+        training: Markdown about training and results.
 
     Raises:
         FileNotFoundError: if the folder has no weights or no feature extractor.
@@ -38,7 +45,7 @@ def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location:
     is_adapter = isinstance(model, PeftModel)
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     settings = read_settings(base, resolve(base).spec)
-    hub_base = hub_id(base.name_or_path)
+    hub_base, base_name = hub_id(base.name_or_path), Path(base.name_or_path or "unnamed").name
     data = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="audio-classification",
@@ -48,7 +55,7 @@ def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location:
     preprocessor = json.loads((folder / PREPROCESSOR_NAME).read_text("utf-8"))
     text = f"""# {Path(location).name}
 
-An audio classifier: `{hub_base or Path(base.name_or_path).name}`, fine-tuned.
+An audio classifier: `{hub_base or base_name}`, fine-tuned.
 
 ## Use
 
@@ -77,7 +84,9 @@ def _method(model: PeftModel) -> str:
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
         for field in fields(config)
     }
-    values = {name: value for name, value in vars(config).items() if name in defaults and name not in UNTOLD}
+    values = {
+        name: value for name, value in vars(config).items() if name in defaults and name not in NOT_OF_THE_METHOD
+    }
     changed = {name: value for name, value in values.items() if value not in (None, defaults[name])}
     lines = [f"- method: {type(config).__name__}"]
     for name, value in changed.items():

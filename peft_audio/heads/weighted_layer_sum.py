@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..upstream.hooks import remove_hooks
 from ..upstream.torch_modules import install_stand_in, remove_stand_in
 
 
@@ -59,10 +60,8 @@ class LayerWeightsSwap:
     def __init__(self, model: nn.Module, parameter_name: str) -> None:
         self.parameter_name = parameter_name
         self.running = 0
-        self.handles = (
-            model.register_forward_pre_hook(self._install),
-            model.register_forward_hook(self._remove, always_call=True),
-        )
+        model.register_forward_pre_hook(self._install)
+        model.register_forward_hook(self._remove, always_call=True)
 
     def _install(self, model: nn.Module, args: tuple) -> None:
         with _lock():
@@ -76,13 +75,8 @@ class LayerWeightsSwap:
             if self.running == 0:
                 remove_stand_in(model, self.parameter_name)
 
-    def remove(self) -> None:
-        """Remove the hooks."""
-        for handle in self.handles:
-            handle.remove()
 
-
-def install_layer_weights(model: nn.Module, parameter_name: str) -> LayerWeightsSwap:
+def install_layer_weights(model: nn.Module, parameter_name: str) -> None:
     """Install the module and the hooks on a classifier; the weights start with the parameter's values.
 
     Args:
@@ -90,18 +84,17 @@ def install_layer_weights(model: nn.Module, parameter_name: str) -> LayerWeights
         parameter_name: name of its parameter `(layers + 1,)`.
     """
     setattr(model, MODULE_NAME, LayerWeights(parameter_name, getattr(model, parameter_name)))
-    return LayerWeightsSwap(model, parameter_name)
+    LayerWeightsSwap(model, parameter_name)
 
 
-def remove_layer_weights(model: nn.Module, swap: LayerWeightsSwap, trained: nn.Module) -> None:
+def remove_layer_weights(model: nn.Module, trained: LayerWeights) -> None:
     """Remove the module and the hooks, and copy the weights of `trained` into the parameter, as PEFT keeps heads.
 
     Args:
         model: the classifier.
-        swap: what `install_layer_weights` returned.
         trained: the `LayerWeights` of the adapter whose weights are kept.
     """
-    swap.remove()
+    remove_hooks(model, LayerWeightsSwap)
     delattr(model, MODULE_NAME)
     with torch.no_grad():
-        getattr(model, swap.parameter_name).copy_(getattr(trained, swap.parameter_name))
+        getattr(model, trained.parameter_name).copy_(getattr(trained, trained.parameter_name))

@@ -61,20 +61,20 @@ def takes_extra_tokens(attention: nn.Module, spec: EncoderSpec) -> bool:
     return names is not None and all(hasattr(attention, name) for name in ("config", *names))
 
 
-def install_extra_tokens(attention: nn.Module, spec: EncoderSpec, forward_pass: ForwardPass) -> None:
+def install_extra_tokens(attention: Any, spec: EncoderSpec, forward_pass: ForwardPass) -> None:
     """Make an attention module take the argument `extra_tokens`, `ExtraTokens` or None."""
     if spec.keys_and_values is not None and not isinstance(attention.config, AttentionConfig):
         attention.config = AttentionConfig(attention.config, spec.keys_and_values, forward_pass)
 
 
-def remove_extra_tokens(attention: nn.Module) -> None:
+def remove_extra_tokens(attention: Any) -> None:
     """Undo `install_extra_tokens`."""
     if isinstance(getattr(attention, "config", None), AttentionConfig):
         attention.config = attention.config.original
 
 
 def attend(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -99,7 +99,7 @@ def attend(
 
 def _attend_to_more(
     function: Callable,
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -112,8 +112,12 @@ def _attend_to_more(
         tuple(_heads(projection, some, like) for projection, like in zip(projections, (key, value))) for some in tokens
     )
     keys, values = (_side_by_side(*parts) for parts in zip(front, (key, value), behind))
-    if _only_trains(tokens.front, query, key, value, *behind) and not kwargs.get("dropout"):
-        output = attend_to_frozen_tokens(function, module, query, keys, values, *front, attention_mask, **kwargs)
+    prompt_keys, prompt_values = front
+    is_first = _only_trains(tokens.front, query, key, value, *behind) and not kwargs.get("dropout")
+    if is_first and prompt_keys is not None and prompt_values is not None:
+        output = attend_to_frozen_tokens(
+            function, module, query, keys, values, prompt_keys, prompt_values, attention_mask, **kwargs
+        )
         if output is not None:
             return output, None
     return function(module, query, keys, values, attention_mask, **kwargs)

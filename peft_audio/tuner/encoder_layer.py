@@ -311,7 +311,8 @@ class EncoderTunerLayer(HookedTunerLayer):
                     f"Only one active adapter can bring layer norms of its own, got {names}. Activate one."
                 )
             ((_, norm),) = norms
-            return norm(hidden_states.to(norm.weight.dtype)).to(hidden_states.dtype)
+            dtype = next(norm.parameters()).dtype
+            return norm(hidden_states.to(dtype)).to(hidden_states.dtype)
 
         return normalize if self.active(part) else _second
 

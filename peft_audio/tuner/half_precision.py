@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Optional, Union
+from dataclasses import dataclass
+from typing import Optional, Union
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ from ..upstream.autograd import is_parameter
 from .encoder_layer import EncoderTunerLayer
 
 
-class Half(NamedTuple):
+@dataclass(frozen=True)
+class Half:
     """A tensor in float16, divided by `scale`."""
 
     values: torch.Tensor
@@ -56,9 +58,11 @@ def save_activations_in_half(model: nn.Module, enabled: bool = True) -> nn.Modul
 
 @contextmanager
 def saved_in_half(hidden_states: torch.Tensor) -> Iterator[None]:
-    """Within, what autograd saves in float32 is kept in float16 until the backward pass: all tensors of the size of
-    `hidden_states` or larger. Smaller ones (a softmax's denominators, a norm's statistics) are few, and errors in them
-    reach every element."""
+    """Keep in float16 what autograd saves in float32 within, until the backward pass.
+
+    These are all tensors of the size of `hidden_states` or larger. Smaller ones (a softmax's denominators, a norm's
+    statistics) are few, and errors in them reach every element.
+    """
     kept: dict[tuple, tuple[torch.Tensor, Half]] = {}
     min_size = hidden_states.numel()
     del hidden_states  # what is saved refers to this function's variables
@@ -84,4 +88,7 @@ def _halve(tensor: torch.Tensor) -> Half:
 
 def _unpack(saved: Saved) -> torch.Tensor:
     kept, shape = saved
-    return kept if shape is None else kept.values.float().mul_(kept.scale).view(shape)
+    if isinstance(kept, Half) and shape is not None:
+        return kept.values.float().mul_(kept.scale).view(shape)
+    assert isinstance(kept, torch.Tensor)
+    return kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -49,7 +49,7 @@ class Outputs(NamedTuple):
     left: list[torch.Tensor]
 
 
-def run(runnable: Runnable, layers: list[nn.Module], inputs: Optional[Mapping[str, Any]] = None) -> Outputs:
+def run(runnable: Runnable, layers: Sequence[nn.Module], inputs: Optional[Mapping[str, Any]] = None) -> Outputs:
     """Run the encoder and return what its layers and the model give."""
     entered: list[torch.Tensor] = []
     left: list[torch.Tensor] = []
@@ -87,7 +87,7 @@ def made_up_inputs(model: nn.Module, backbone: Backbone) -> Optional[Runnable]:
     return None
 
 
-def _runs(runnable: Runnable, layers: list[nn.Module]) -> bool:
+def _runs(runnable: Runnable, layers: Sequence[nn.Module]) -> bool:
     try:
         with torch.no_grad():
             outputs = run(runnable, layers)

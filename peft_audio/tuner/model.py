@@ -9,9 +9,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, NamedTuple, Optional, TypeVar
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from typing_extensions import Self
 
 from ..backbones.relative_positions import install_position_detach, remove_position_detach
 from ..backbones.spec import Backbone, LayerModules
@@ -20,12 +22,13 @@ from ..checkpoints.base_settings import check_settings, has_generic_labels, reme
 from ..checkpoints.tensors import check_tensors
 from ..config import EncoderAdapterConfig
 from ..heads.weighted_layer_sum import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
+from ..upstream.peft_modules import adapter_names, adapters_of, trained_modules
 from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
 from .adapter_parts import AdapterParts
 from .encoder_layer import EncoderTunerLayer
 from .mixed_batch import mixed_batch
-from .quantized import check_not_quantised
+from .quantized import check_not_quantized
 from .read_tokens import install_read_tokens, remove_read_tokens
 from .row_check import check_row_once
 from .training_setup import install_training_setup, remove_training_setup
@@ -135,9 +138,10 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         # other adapters trainable.
         self.set_adapter(self.active_adapters, inference_mode=self.peft_config[adapter_name].inference_mode)
         for head in heads:
-            head.set_requires_grad(set(head._adapters) - set(self.active_adapters), requires_grad=False)
+            head.set_requires_grad(sorted(adapters_of(head) - set(self.active_adapters)), requires_grad=False)
 
     def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter and its heads; where it was active, another one becomes active in all layers and heads."""
         was_active = adapter_name in self.active_adapters
         super().delete_adapter(adapter_name)
         if was_active and self.peft_config:
@@ -145,6 +149,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
             self.set_adapter(self.active_adapters or sorted(self.peft_config)[:1])
 
     def disable_adapter_layers(self) -> None:
+        """Run the base model with its own head, until `enable_adapter_layers`."""
         switches = [
             module for module in self.modules() if isinstance(module, (HookedTunerLayer, AuxiliaryTrainingWrapper))
         ]
@@ -153,6 +158,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         super().disable_adapter_layers()
 
     def enable_adapter_layers(self) -> None:
+        """Undo `disable_adapter_layers`; adapters that were loaded for inference stay frozen."""
         super().enable_adapter_layers()
         if self._is_frozen:  # PEFT lets adapters train that were loaded for inference
             self.requires_grad_(False)
@@ -172,12 +178,13 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         except NotImplementedError:  # what transformers raises for models that read waveforms
             return None
 
-    def train(self, mode: bool = True) -> EncoderTuner:
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; frozen batch norms stay in evaluation mode, see `keep_frozen_statistics`."""
         super().train(mode)
         keep_frozen_statistics(self)
         return self
 
-    def _prepare_adapter_config(self, peft_config: EncoderAdapterConfig, model_config: dict) -> EncoderAdapterConfig:
+    def _prepare_adapter_config(self, peft_config: ConfigT, model_config: dict) -> ConfigT:  # type: ignore[override] # PEFT passes each tuner the configuration of its own type
         backbone = resolve(self.model)
         targets = self.target_names(peft_config, backbone)
         self.check_fit(peft_config, backbone)
@@ -198,7 +205,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         parameter = backbone.spec.layer_weights
         has_layer_weights = parameter is not None and hasattr(self.model, parameter)
         if config.modules_to_save is None:
-            check_not_quantised(self.model, backbone.head)
+            check_not_quantized(self.model, backbone.head)
             return [*backbone.head, *([MODULE_NAME] if has_layer_weights else [])]
         names = [MODULE_NAME if name == parameter and has_layer_weights else name for name in config.modules_to_save]
         known = [name for name, _ in self.model.named_modules()] + ([MODULE_NAME] if has_layer_weights else [])
@@ -209,14 +216,16 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
                 f"{', '.join(map(repr, missing))}. Its head: {', '.join(map(repr, backbone.head)) or 'none'}."
             )
         _check_apart(names, self.model, set(targets))
-        check_not_quantised(self.model, names)
+        check_not_quantized(self.model, names)
         return names
 
-    def _prepare_model(self, peft_config: EncoderAdapterConfig, model: nn.Module) -> None:
-        if MODULE_NAME in peft_config.modules_to_save and not hasattr(model, MODULE_NAME):
-            model._layer_weights_swap = install_layer_weights(model, self._place.backbone.spec.layer_weights)
+    def _prepare_model(self, peft_config: ConfigT, model: nn.Module) -> None:  # type: ignore[override] # as above
+        parameter_name = self._place.backbone.spec.layer_weights
+        is_trained = parameter_name is not None and MODULE_NAME in (peft_config.modules_to_save or ())
+        if is_trained and not hasattr(model, MODULE_NAME):
+            install_layer_weights(model, str(parameter_name))
 
-    def _check_target_module_exists(self, peft_config: EncoderAdapterConfig, key: str) -> bool:
+    def _check_target_module_exists(self, peft_config: ConfigT, key: str) -> bool:  # type: ignore[override] # as above
         return key in self._place.targets
 
     @property
@@ -225,9 +234,9 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
             raise RuntimeError("This is known only while an adapter is being put on a model: call inject_adapter.")
         return self._injection
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override] # as above
         self,
-        peft_config: EncoderAdapterConfig,
+        peft_config: ConfigT,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -263,15 +272,14 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         if isinstance(child, HookedTunerLayer):
             child.remove_hooks()
         if isinstance(new_module, LayerWeights):
-            remove_layer_weights(parent, parent._layer_weights_swap, new_module)
-            del parent._layer_weights_swap
+            remove_layer_weights(parent, new_module)
             return
         setattr(parent, child_name, new_module)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def _get_adapter_state_dict(
+    def _get_adapter_state_dict(  # type: ignore[override] # as above
         cls,
         model: nn.Module,
         config: EncoderAdapterConfig,
@@ -280,14 +288,16 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         # The one place that every way of saving passes: labels may have been named since the adapter was made.
-        base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base_model = model.get_base_model() if isinstance(model, PeftModel) else model
         remember_settings(config, base_model, resolve(base_model).spec)
         return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """Name a tensor `layers.N.<part>.<tensor>`, whatever the backbone calls its encoder layers, or, where it is
-        not a layer that is wrapped, `input.<part>.<tensor>`."""
+        """Name a tensor `layers.N.<part>.<tensor>`, whatever the model calls its encoder layers.
+
+        Tensors of a tuner layer around the model's input are named `input.<part>.<tensor>`.
+        """
         parts = "|".join(cls.tuner_layer_cls.parts)
         pattern = rf"(base_model\.model\.)?(?:.*?\.)?(\w+)\.{cls.prefix}({parts})\.{re.escape(adapter_name)}\.(.+)"
         match = re.fullmatch(pattern, key)
@@ -298,7 +308,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         return f"{root or ''}{place}.{part}.{tensor}"
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(
+    def _remap_adapter_state_dict_for_load(  # type: ignore[override] # as above
         cls,
         model: nn.Module,
         config: EncoderAdapterConfig,
@@ -326,10 +336,10 @@ def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts:
             f"{adapter_name!r}. Choose another name."
         )
     segments = {segment for name, _ in model.named_parameters() for segment in name.split(".")}
-    adapters = {name for module in model.modules() for name in getattr(module, "_adapters", ())}
+    adapters = {name for _, module in trained_modules(model) for name in adapters_of(module)}
     for layer in model.modules():
         if isinstance(layer, HookedTunerLayer):
-            adapters.update(layer._all_available_adapter_names())
+            adapters |= adapter_names(layer)
     reserved = (segments - adapters) | set(parts) | {prefix + part for part in parts}
     if adapter_name in reserved:
         raise ValueError(

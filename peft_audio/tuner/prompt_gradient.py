@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..upstream.autograd import saved_log_sum_exp
+from ..upstream.transformers_models import attention_implementation
 
 
 UNSEEN = -1e30  # below it, all keys of a query are masked, and kernels differ
@@ -34,32 +35,39 @@ def attend_to_frozen_tokens(
     attention_mask: Optional[torch.Tensor],
     **kwargs: Any,
 ) -> Optional[torch.Tensor]:
-    """Return the output `(batch, queries, heads, head_dim)` of transformers' attention function `function`.
+    """Run transformers' attention function `function` with a backward pass through the prompts alone.
 
     Args:
+        function: the attention function.
+        module: the attention module.
         query: `(batch, heads, queries, head_dim)`, without gradient.
-        keys, values: `(batch, heads, keys, head_dim)`; the prompts' come first, and no other has a gradient.
-        prompt_keys, prompt_values: the prompts' alone.
+        keys: `(batch, heads, keys, head_dim)`; the prompts' come first, and no other has a gradient.
+        values: like `keys`.
+        prompt_keys: `(batch, heads, prompts, head_dim)`, the prompts' alone.
+        prompt_values: like `prompt_keys`.
+        attention_mask: as the attention function takes it.
+        **kwargs: further arguments of the attention function.
 
     Returns:
-        None where torch's kernel does not leave what this needs, the logarithm of the softmax's denominator.
+        The output `(batch, queries, heads, head_dim)`; None where torch's kernel does not save what this needs, the
+        logarithm of the softmax's denominator.
     """
     # Fake tensors, of which shapes are taken, have a type of their own.
     has_values = type(query) is torch.Tensor and not query.is_meta
-    if torch.compiler.is_compiling() or module.config._attn_implementation != "sdpa" or not has_values:
+    if torch.compiler.is_compiling() or attention_implementation(module.config) != "sdpa" or not has_values:
         return None
     # Checkpointing around this would not let the kernel's tensors be read here. Saved as it is, without `detach`, the
     # output would keep its own graph alive.
     with saved_tensors_hooks(torch.Tensor.detach, _same):
         asks = query.detach().requires_grad_()
         output, _ = function(module, asks, keys.detach(), values.detach(), attention_mask, **kwargs)
-        kernel, log_sum_exp = saved_log_sum_exp(output.grad_fn)
+        name, log_sum_exp = saved_log_sum_exp(output.grad_fn)
     if log_sum_exp is None or log_sum_exp.shape[:2] != query.shape[:2]:
         return None
     # cuDNN's has a last dimension of 1, the memory-efficient kernel's is padded.
     log_sum_exp = log_sum_exp.flatten(2)[..., : query.shape[2]]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    kernel = (kernel, query.device.type)
+    kernel = (name, query.device.type)
     if kernel not in _gives_log_sum_exp:
         _gives_log_sum_exp[kernel] = _is_log_sum_exp(log_sum_exp, query, keys, attention_mask, scale)
     if not _gives_log_sum_exp[kernel]:

@@ -1,4 +1,4 @@
-"""Quantised weights, which cannot be trained."""
+"""Quantized weights, which cannot be trained."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable
 from torch import nn
 
 
-# Packages whose quantised tensors may pass for floating-point ones.
+# Packages whose quantized tensors may pass for floating-point ones.
 PACKAGES = ("bitsandbytes.", "torchao.", "optimum.quanto.")
 
 
-def is_quantised(parameter: nn.Parameter) -> bool:
-    """Whether the parameter holds quantised values."""
+def is_quantized(parameter: nn.Parameter) -> bool:
+    """Whether the parameter holds quantized values."""
     return not parameter.is_floating_point() or type(parameter).__module__.startswith(PACKAGES)
 
 
-def check_not_quantised(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise ValueError if a module of these names, which is to be trained, has quantised weights."""
+def check_not_quantized(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise ValueError if a module of these names, which is to be trained, has quantized weights."""
     names = list(names)
     for path, module in model.named_modules():
         is_named = any(path == name or path.endswith("." + name) for name in names)
-        if is_named and any(map(is_quantised, module.parameters())):
+        if is_named and any(map(is_quantized, module.parameters())):
             raise ValueError(
-                f"`modules_to_save` has {path!r} trained, but its weights are quantised, which cannot be. Load the base "
-                f"model with BitsAndBytesConfig(llm_int8_skip_modules={names}), in other quantisation configurations "
+                f"`modules_to_save` has {path!r} trained, but its weights are quantized, which cannot be. Load the base "
+                f"model with BitsAndBytesConfig(llm_int8_skip_modules={names}), in other quantization configurations "
                 f"modules_to_not_convert={names}; or leave the head as it is with modules_to_save=[]."
             )

@@ -90,7 +90,7 @@ class RowCheck:
             self.unread_tokens_are_not_read,
             self.padding_is_hidden,
         )
-        found = []
+        found: list[str] = []
         for check in checks:
             try:
                 found += check()
@@ -104,7 +104,7 @@ class RowCheck:
         """Prompts change what every layer gives, get a gradient, and show in no hidden state."""
         with self._adapted(prompts) as tuner_layers, torch.enable_grad():
             outputs = run(self.runnable, tuner_layers)
-            parameters = [layer.part("prompt")[ADAPTER].embeddings for layer in tuner_layers]
+            parameters = [next(layer.part("prompt")[ADAPTER].parameters()) for layer in tuner_layers]
             gradients = torch.autograd.grad(outputs.output.float().square().sum(), parameters, allow_unused=True)
         if [t.shape for t in outputs.left] != [t.shape for t in self.base.left]:
             yield (

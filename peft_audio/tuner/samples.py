@@ -46,7 +46,7 @@ def _join_tensors(tensors: list[torch.Tensor], samples: list[torch.Tensor], name
     sizes = [len(indices) for indices in samples]
     first = tensors[0]
     if first.dim() == 0:
-        return sum(tensor * size for tensor, size in zip(tensors, sizes)) / sum(sizes)
+        return torch.stack([tensor * size for tensor, size in zip(tensors, sizes)]).sum() / sum(sizes)
     if any(tensor.shape != (size, *first.shape[1:]) for tensor, size in zip(tensors, sizes)):
         raise ValueError(
             f"The {name} of the adapters differ in shape, {', '.join(str(tuple(t.shape)) for t in tensors)}, and cannot "

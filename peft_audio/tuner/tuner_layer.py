@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Optional
+from typing import Any, ClassVar, Optional
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
 
 from ..upstream.torch_modules import is_batch_norm
 from ..utils.forward_pass import ForwardPass
@@ -40,9 +42,9 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = []
         self.merged_adapters = []
         self._hooks: tuple[RemovableHandle, ...] = ()
-        self._heads: tuple[nn.Module, ...] = ()
+        self._heads: tuple[AuxiliaryTrainingWrapper, ...] = ()
 
-    def update_layer(self, adapter_name: str, modules: NamedTuple, inference_mode: bool = False) -> None:
+    def update_layer(self, adapter_name: str, modules: Any, inference_mode: bool = False) -> None:
         """Take in a new adapter, a module or None for each part; it becomes the active one if there was none."""
         for part in self.parts:
             module = getattr(modules, part)
@@ -51,12 +53,13 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters or [adapter_name], inference_mode=inference_mode)
 
-    def train(self, mode: bool = True) -> HookedTunerLayer:
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; frozen batch norms stay in evaluation mode, see `keep_frozen_statistics`."""
         super().train(mode)
         keep_frozen_statistics(self)
         return self
 
-    def couple_heads(self, heads: tuple[nn.Module, ...]) -> None:
+    def couple_heads(self, heads: tuple[AuxiliaryTrainingWrapper, ...]) -> None:
         """Enable and disable these heads, which PEFT wraps, together with the adapters."""
         self._heads = heads
 
@@ -118,7 +121,9 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
             results.append(_for_each(result, len(indices)))
         return join(results, list(samples.values()), "hidden states")
 
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
+    def _get_base_layer_device_and_dtype(
+        self, base_layer: nn.Module
+    ) -> tuple[Optional[torch.device], Optional[torch.dtype]]:
         # PEFT looks for `.weight`, which an encoder layer has not. Quantized weights are no floats, norms always are.
         for parameter in base_layer.parameters():
             if parameter.is_floating_point():
@@ -126,12 +131,14 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         return None, None
 
     def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
+        """Refused: see the message."""
         raise ValueError(MERGE_REFUSED)
 
     def unmerge(self) -> None:
         """Nothing to do: adapters of this kind are never merged."""
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Return False: prompts and non-linear blocks are no change of weights."""
         return False
 
 
@@ -143,7 +150,7 @@ def _for_each(result: Any, num_samples: int) -> Any:
 
 def base_layer_of(module: nn.Module) -> nn.Module:
     """Return the module itself, or the one that a tuner layer is around."""
-    return module.get_base_layer() if isinstance(module, HookedTunerLayer) else module
+    return module.base_layer if isinstance(module, HookedTunerLayer) else module
 
 
 def keep_frozen_statistics(model: nn.Module) -> None:

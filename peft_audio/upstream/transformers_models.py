@@ -18,6 +18,11 @@ def initialize_weights(model: Any, module: nn.Module) -> None:
     module.apply(model._init_weights)
 
 
+def initializer_std(config: Any) -> float:
+    """Return the standard deviation of new weights: `initializer_range`, which Whisper's configuration calls `init_std`."""
+    return getattr(config, "initializer_range", None) or getattr(config, "init_std", None) or 0.02
+
+
 def frame_mask(model: Any, num_frames: int, attention_mask: torch.Tensor) -> torch.Tensor:
     """Return which frames of the feature encoder are no padding.
 

@@ -1,4 +1,4 @@
-"""Adapters on quantised backbones: bitsandbytes in 8 and 4 bits, torchao in 8 bits."""
+"""Adapters on quantized backbones: bitsandbytes in 8 and 4 bits, torchao in 8 bits."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from peft_audio.tuner.tuner_layer import HookedTunerLayer
 LABELS = torch.tensor([0, 3])
 # transformers quantises the head as well, unless it is told not to.
 HEAD = ["projector", "classifier"]
-WAY_OUT = "quantised.*llm_int8_skip_modules=.*'classifier'.*modules_to_not_convert=.*'classifier'"
+WAY_OUT = "quantized.*llm_int8_skip_modules=.*'classifier'.*modules_to_not_convert=.*'classifier'"
 # bitsandbytes lays 4-bit weights out anew for inference on some processors, in blocks of 64 inputs and 32 outputs.
 SIZES = {
     "ast": {"hidden_size": 64, "intermediate_size": 128},
@@ -64,7 +64,7 @@ def folders(tmp_path_factory):
 
 
 def load(folder, kind=None, skip=HEAD):
-    """The base model, its linear maps quantised but for the modules in `skip`; all of it in full precision at None."""
+    """The base model, its linear maps quantized but for the modules in `skip`; all of it in full precision at None."""
     if kind is None:
         return AutoModelForAudioClassification.from_pretrained(folder)
     config = CONFIGS[kind](skip)
@@ -79,11 +79,11 @@ def load(folder, kind=None, skip=HEAD):
     return model
 
 
-def load_dequantised(folder, quantised):
-    """The base model in full precision with the weights of `quantised`, read off from its answers to unit vectors."""
+def load_dequantized(folder, quantized):
+    """The base model in full precision with the weights of `quantized`, read off from its answers to unit vectors."""
     model = load(folder)
     with torch.no_grad():
-        for name, linear in quantised.train().named_modules():
+        for name, linear in quantized.train().named_modules():
             if isinstance(linear, nn.Linear):
                 zero, units = torch.zeros(1, linear.in_features), torch.eye(linear.in_features)
                 model.get_submodule(name).weight.copy_((linear(units) - linear(zero)).T)
@@ -109,7 +109,7 @@ def gradients(model, backbone):
 @each_backbone
 def test_all_linear_maps_but_the_head_are_rounded(backbone, kind, folders):
     full = load(folders[backbone])
-    rounded = load_dequantised(folders[backbone], load(folders[backbone], kind))
+    rounded = load_dequantized(folders[backbone], load(folders[backbone], kind))
     for name, linear in full.named_modules():
         if isinstance(linear, nn.Linear):
             error = (rounded.get_submodule(name).weight - linear.weight).abs().max() / linear.weight.abs().max()
@@ -128,9 +128,9 @@ def test_all_linear_maps_but_the_head_are_rounded(backbone, kind, folders):
         ("wav2vec2", "bottleneck_parallel"),
     ],
 )
-def test_gradients_are_those_of_the_dequantised_model(backbone, method, kind, folders):
+def test_gradients_are_those_of_the_dequantized_model(backbone, method, kind, folders):
     base = load(folders[backbone], kind)
-    twin = adapted(load_dequantised(folders[backbone], base), method).train()
+    twin = adapted(load_dequantized(folders[backbone], base), method).train()
     model = adapted(base, method).train()
     assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
     expected, actual = gradients(twin, backbone), gradients(model, backbone)
@@ -157,16 +157,16 @@ def test_a_training_step_lowers_the_loss_and_leaves_the_base_alone(backbone, kin
 
 @each_kind
 @each_backbone
-def test_an_adapter_moves_between_the_quantised_and_the_full_model(backbone, kind, folders, tmp_path):
+def test_an_adapter_moves_between_the_quantized_and_the_full_model(backbone, kind, folders, tmp_path):
     base = load(folders[backbone], kind)
-    twin = load_dequantised(folders[backbone], base)
+    twin = load_dequantized(folders[backbone], base)
     model = adapted(base, "bottleneck_parallel").eval()
     tensors = get_peft_model_state_dict(model)
     expected = logits(model, backbone)
-    model.save_pretrained(tmp_path / "quantised")
+    model.save_pretrained(tmp_path / "quantized")
 
-    full = PeftModel.from_pretrained(load(folders[backbone]), tmp_path / "quantised")
-    same_weights = PeftModel.from_pretrained(twin, tmp_path / "quantised")
+    full = PeftModel.from_pretrained(load(folders[backbone]), tmp_path / "quantized")
+    same_weights = PeftModel.from_pretrained(twin, tmp_path / "quantized")
     full.save_pretrained(tmp_path / "full")
     back = PeftModel.from_pretrained(load(folders[backbone], kind), tmp_path / "full")
     for again in (full, same_weights, back):
@@ -185,7 +185,7 @@ def test_an_adapter_moves_between_the_quantised_and_the_full_model(backbone, kin
 
 
 @each_loadable
-def test_the_one_line_loader_takes_a_quantisation(backbone, kind, folders, tmp_path):
+def test_the_one_line_loader_takes_a_quantization(backbone, kind, folders, tmp_path):
     model = adapted(load(folders[backbone], kind), "ipet").eval()
     expected = logits(model, backbone)
     model.save_pretrained(tmp_path)
@@ -196,7 +196,7 @@ def test_the_one_line_loader_takes_a_quantisation(backbone, kind, folders, tmp_p
 
 @each_kind
 @each_backbone
-def test_a_quantised_head_that_is_to_be_trained_is_refused_with_the_way_out(backbone, kind, folders):
+def test_a_quantized_head_that_is_to_be_trained_is_refused_with_the_way_out(backbone, kind, folders):
     model = load(folders[backbone], kind, skip=["none of them"])
     with pytest.raises(ValueError, match=WAY_OUT):
         get_peft_model(model, METHODS["ipet"]())
@@ -204,7 +204,7 @@ def test_a_quantised_head_that_is_to_be_trained_is_refused_with_the_way_out(back
 
 
 @each_loadable
-def test_the_one_line_loader_refuses_a_quantised_head_with_the_way_out(backbone, kind, folders, tmp_path):
+def test_the_one_line_loader_refuses_a_quantized_head_with_the_way_out(backbone, kind, folders, tmp_path):
     adapted(load(folders[backbone]), "ipet").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=WAY_OUT):
         AutoPeftModelForAudioClassification.from_pretrained(tmp_path, quantization_config=CONFIGS[kind](None))
@@ -212,7 +212,7 @@ def test_the_one_line_loader_refuses_a_quantised_head_with_the_way_out(backbone,
 
 @each_kind
 @each_backbone
-def test_a_quantised_head_serves_when_it_is_not_trained(backbone, kind, folders):
+def test_a_quantized_head_serves_when_it_is_not_trained(backbone, kind, folders):
     model = adapted(load(folders[backbone], kind, skip=["none of them"]), "ipet", modules_to_save=[]).train()
     names = trainable(model).keys()
     assert names and all("ipet_" in name for name in names)
