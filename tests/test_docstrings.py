@@ -17,6 +17,12 @@ import peft_audio.metrics
 # Names that users call, by what their docstring is of.
 DOCUMENTED = {
     "AutoPeftModelForAudioClassification": peft_audio,
+    "BottleneckAdapterConfig": peft_audio,
+    "EmbeddingPromptConfig": peft_audio,
+    "IPETConfig": peft_audio,
+    "InputPromptConfig": peft_audio,
+    "ParallelMLPAdapterConfig": peft_audio,
+    "TimeFreqConvAdapterConfig": peft_audio,
     "ast_from_ssast": peft_audio,
     "ast_from_vit": peft_audio,
     "cache_frozen": peft_audio,

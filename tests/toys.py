@@ -61,10 +61,6 @@ class ToyConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-class TimeFirstConfig(ToyConfig):
-    model_type = "toy-time-first"
-
-
 class ToyLayer(GradientCheckpointingLayer):
     """A pre-norm layer on torch's own attention, called as fairseq calls its own."""
 
@@ -96,7 +92,9 @@ class ToyModel(ToyPreTrainedModel):
         self.post_init()
 
     def forward(self, input_values, attention_mask=None, output_hidden_states=False):
-        padding = None if attention_mask is None else attention_mask[:, :: self.config.frame] == 0
+        padding = (
+            None if attention_mask is None else attention_mask[:, self.config.frame - 1 :: self.config.frame] == 0
+        )
         x = self.project(input_values.unfold(1, self.config.frame, self.config.frame))
         x = x.transpose(0, 1) if self.config.time_first else x
         states = [x]
@@ -117,7 +115,11 @@ class ToyForAudioClassification(ToyPreTrainedModel):
     def forward(self, input_values, attention_mask=None, labels=None, output_hidden_states=False):
         output = self.toy(input_values, attention_mask, output_hidden_states)
         states = output.last_hidden_state
-        kept = torch.ones(states.shape[:2]) if attention_mask is None else attention_mask[:, :: self.config.frame]
+        kept = (
+            torch.ones(states.shape[:2])
+            if attention_mask is None
+            else attention_mask[:, self.config.frame - 1 :: self.config.frame]
+        )
         kept = kept.unsqueeze(-1).to(states.dtype)
         logits = self.classifier((states * kept).sum(1) / kept.sum(1))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
@@ -142,9 +144,9 @@ def register():
 
 
 def make_toy(time_first=False, bare=False, seed=0, attn_implementation=None, **options):
-    config_cls = TimeFirstConfig if time_first else ToyConfig
     torch.manual_seed(seed)
-    config = config_cls(num_labels=5, time_first=time_first, **options)
+    config = ToyConfig(num_labels=5, time_first=time_first, **options)
+    config.model_type = "toy-time-first" if time_first else "toy"
     model = (ToyModel if bare else ToyForAudioClassification)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

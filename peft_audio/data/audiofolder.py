@@ -114,7 +114,7 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 
 def _read_class_folders(folder: Path, root: Path, split: Optional[str] = None) -> list[Clip]:
-    """Return the audio files below `folder`, each labelled with the name of the folder that holds it."""
+    """Return the audio files below `folder`, each labeled with the name of the folder that holds it."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     stray = [path.relative_to(root).as_posix() for path in files if path.parent == folder]

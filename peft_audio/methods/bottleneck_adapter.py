@@ -14,7 +14,7 @@ from ..tuner.adapter_parts import AdapterParts, Wiring
 from ..tuner.model import EncoderTuner
 from ..upstream.registration import register_method
 from ..utils.validation import require, require_boolean, require_choice, require_positive_integer
-from .bottleneck_fields import BottleneckFields
+from .bottleneck_fields import BottleneckFields, with_adapter
 from .citations import PETL_AST
 
 
@@ -22,15 +22,13 @@ BLOCKS = ("bottleneck", "conformer")
 SITES = ("attention", "mlp")
 PLACEMENTS = ("parallel", "sequential")
 ACTIVATION, CONV_KERNEL = "gelu", 8
-# What each site's norm is called among an encoder layer's modules.
-NORMS = {"attention": "attention_norm", "mlp": "feed_forward_norm"}
 
 
 @dataclass
 class BottleneckAdapterConfig(BottleneckFields):
-    """Configuration of adapters beside or behind the blocks of an encoder layer.
+    """Configuration of adapters beside or after the blocks of an encoder layer.
 
-    With h what a block reads, z what it gives and A the adapter: z + A(h) in parallel (z + h + A(h) with residual), and
+    With h the input of a block, z its output and A the adapter: z + A(h) in parallel (z + h + A(h) with residual), and
     z + A(z) in sequence (A(z) without residual). Source: Cappellazzo et al., "Parameter-efficient transfer learning of
     audio spectrogram transformers", 2023; sites after Pfeiffer et al. 2021 ("mlp") and Houlsby et al. 2019 (both).
 
@@ -38,15 +36,25 @@ class BottleneckAdapterConfig(BottleneckFields):
         block (`str`): "bottleneck", or "conformer": the Conformer's convolution module over the sequence of tokens.
         sites (`tuple[str]`): "mlp", "attention" or both.
         placement (`str`): "parallel" or "sequential".
-        residual (`bool`, *optional*): None as the paper advises: off in parallel, on in sequence.
-        conv_kernel (`int`): taps of the Conformer's depthwise convolution.
-        train_layer_norms (`bool`): train the layer norms in front of the adapted blocks as well. Post-norm layers have
-            none in front of attention.
+        residual (`bool`, *optional*): as above; None for what the paper advises, off in parallel, on in sequence.
+        conv_kernel (`int`): kernel size of the Conformer's depthwise convolution.
+        train_layer_norms (`bool`): train the layer norms before the adapted blocks as well. Post-norm layers have
+            none before attention.
         bottleneck_dim, reduction_factor, activation, scaling, dropout: see `BottleneckFields`. The Conformer has an
             activation of its own (SiLU).
 
     Raises:
         ValueError: when made with a value that breaks a rule; for `train_layer_norms` on a model that has no such norm.
+
+    Examples:
+        >>> model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=2))
+        >>> houlsby = peft_audio.BottleneckAdapterConfig(
+        ...     bottleneck_dim=3, sites=("attention", "mlp"), placement="sequential", modules_to_save=[]
+        ... )
+        >>> model = get_peft_model(model, houlsby)
+        >>> trainable, total = model.get_nb_trainable_parameters()
+        >>> trainable == 2 * 2 * (12 * 3 + 3 + 3 * 12 + 12)  # weights and biases of the projections at both sites
+        True
     """
 
     activation: str = ACTIVATION
@@ -58,9 +66,11 @@ class BottleneckAdapterConfig(BottleneckFields):
     residual: Optional[bool] = field(
         default=None, metadata={"help": "None: off in parallel, on in sequence, as the paper advises."}
     )
-    conv_kernel: int = field(default=CONV_KERNEL, metadata={"help": "Taps of the Conformer's convolution."})
+    conv_kernel: int = field(
+        default=CONV_KERNEL, metadata={"help": "Kernel size of the Conformer's depthwise convolution."}
+    )
     train_layer_norms: bool = field(
-        default=False, metadata={"help": "Train the layer norms in front of the adapted blocks as well."}
+        default=False, metadata={"help": "Train the layer norms before the adapted blocks as well."}
     )
 
     method_name: ClassVar[str] = "bottleneck_adapter"
@@ -93,21 +103,20 @@ class BottleneckAdapterConfig(BottleneckFields):
         return Wiring("normalized", shortcut=residual) if parallel else Wiring("output", replace=not residual)
 
 
-class BottleneckAdapterModel(EncoderTuner):
+class BottleneckAdapterModel(EncoderTuner[BottleneckAdapterConfig]):
     """Puts bottleneck or Conformer adapters on a backbone; see `BottleneckAdapterConfig`."""
 
     prefix = "bottleneck_adapter_"
 
     def build_parts(self, config: BottleneckAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+        """Return the adapters and norms for one layer; see `EncoderTuner.build_parts`."""
         parts = super().build_parts(config, backbone, modules)
         for site in config.sites:
-            adapter = _adapter(config, backbone)
-            parts = parts._replace(**{f"{site}_adapter": adapter, f"{site}_wiring": config.wiring()})
+            parts = with_adapter(parts, site, _adapter(config, backbone), config.wiring())
         if config.train_layer_norms:
-            norms = {site: getattr(modules, NORMS[site]) for site in config.sites}
-            parts = parts._replace(
-                **{f"{site}_norm": _own_norm(norm) for site, norm in norms.items() if norm is not None}
-            )
+            norms = {"attention": modules.attention_norm, "mlp": modules.feed_forward_norm}
+            own = {site: _own_norm(norms[site]) for site in config.sites}
+            parts = parts._replace(attention_norm=own.get("attention"), mlp_norm=own.get("mlp"))
             some = parts.attention_norm is not None or parts.mlp_norm is not None
             rule = f"False for sites {config.sites} on {backbone.model_type}, which has no norm in front of attention"
             require(some, "train_layer_norms", rule, config.train_layer_norms)
@@ -116,16 +125,20 @@ class BottleneckAdapterModel(EncoderTuner):
 
 def _adapter(config: BottleneckAdapterConfig, backbone: Backbone) -> nn.Module:
     sizes = (backbone.hidden_size, config.width(backbone.hidden_size))
-    shared = {"scaling": config.scaling, "dropout": config.dropout, "init_weights": config.init_weights}
+    scaling, dropout, init_weights = config.scaling, config.dropout, config.init_weights
     if config.block == "conformer":
-        return ConformerBlock(*sizes, kernel=config.conv_kernel, **shared)
-    return Bottleneck(*sizes, config.make_activation(), **shared)
+        return ConformerBlock(*sizes, config.conv_kernel, scaling, dropout, init_weights)
+    activation = config.make_activation()
+    return Bottleneck(*sizes, activation, scaling=scaling, dropout=dropout, init_weights=init_weights)
 
 
-def _own_norm(norm: nn.Module) -> nn.LayerNorm:
-    """Return a layer norm that starts with the weights of the frozen one."""
+def _own_norm(norm: Optional[nn.Module]) -> Optional[nn.LayerNorm]:
+    """Return a layer norm that starts with the weights of the frozen one; None where there is none."""
+    if norm is None:
+        return None
     is_layer_norm = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine
     require(is_layer_norm, "train_layer_norms", "False for norms that are no layer norm with weights", norm)
+    assert isinstance(norm, nn.LayerNorm)
     own = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, bias=norm.bias is not None)
     with torch.no_grad():
         for parameter, frozen in zip(own.parameters(), norm.parameters()):

@@ -1,4 +1,4 @@
-"""The fields that every method with bottlenecks shares."""
+"""What the methods with bottleneck adapters share: fields, and how an adapter joins a layer's parts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from ..config import EncoderAdapterConfig
+from ..tuner.adapter_parts import AdapterParts, Wiring
 from ..utils.validation import (
     is_number,
     require,
@@ -23,14 +24,14 @@ ADAPTER_INPUTS = ("normalized", "residual")
 
 @dataclass
 class BottleneckFields(EncoderAdapterConfig):
-    """Size and inner life of a bottleneck; base class of the configurations of methods that have one.
+    """Size, activation, scale and dropout of a bottleneck: base class of the configurations that have one.
 
     Args:
         bottleneck_dim (`int`): width of the bottleneck.
         reduction_factor (`float`, *optional*): instead of `bottleneck_dim`, hidden size divided by the width.
         activation (`str`): a name of transformers' `ACT2FN`.
         scaling (`float`): factor on the adapter's output.
-        dropout (`float`): probability of dropping an element in front of the last projection, in training.
+        dropout (`float`): probability of dropping an element before the last projection, in training.
 
     Raises:
         ValueError: when made with a value that breaks a rule.
@@ -42,7 +43,7 @@ class BottleneckFields(EncoderAdapterConfig):
     )
     activation: str = field(default="relu", metadata={"help": "Name of an activation in transformers' ACT2FN."})
     scaling: float = field(default=1.0, metadata={"help": "Factor on the adapter's output."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout between the two projections."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout probability before the last projection."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +61,7 @@ class BottleneckFields(EncoderAdapterConfig):
         """Return the width of the bottleneck on a model of `hidden_size`.
 
         Raises:
-            ValueError: if `reduction_factor` leaves no width.
+            ValueError: if `reduction_factor` is larger than `hidden_size`.
         """
         if self.reduction_factor is None:
             return self.bottleneck_dim
@@ -70,4 +71,12 @@ class BottleneckFields(EncoderAdapterConfig):
         return width
 
     def make_activation(self) -> nn.Module:
+        """Return a new module of the activation."""
         return ACT2FN[self.activation]
+
+
+def with_adapter(parts: AdapterParts, block: str, adapter: nn.Module, wiring: Wiring) -> AdapterParts:
+    """Return `parts` with an adapter at the "attention" or the "mlp" block."""
+    if block == "attention":
+        return parts._replace(attention_adapter=adapter, attention_wiring=wiring)
+    return parts._replace(mlp_adapter=adapter, mlp_wiring=wiring)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from ..backbones.spec import Backbone, LayerModules
 from ..config import EncoderAdapterConfig
@@ -23,7 +23,7 @@ class EmbeddingPromptConfig(EncoderAdapterConfig):
     """Configuration of embedding prompts.
 
     Every adapted layer has its own `num_virtual_tokens` vectors. They are put in front of the layer's tokens, take
-    part in its attention, and are dropped after it, so they show in no hidden state. Source: Kim et al., "Integrated
+    part in its attention, and are dropped after it, so no hidden state contains them. Source: Kim et al., "Integrated
     parameter-efficient tuning for general-purpose audio models", 2023, eq. 1; Jia et al., "Visual prompt tuning", 2022.
 
     Args:
@@ -34,6 +34,14 @@ class EmbeddingPromptConfig(EncoderAdapterConfig):
 
     Raises:
         ValueError: when made with a value that breaks a rule; on a model without patches, for "vpt".
+
+    Examples:
+        >>> model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=2))
+        >>> config = peft_audio.EmbeddingPromptConfig(num_virtual_tokens=4, modules_to_save=[])
+        >>> model = get_peft_model(model, config)
+        >>> trainable, total = model.get_nb_trainable_parameters()
+        >>> trainable  # 2 layers of 4 tokens of width 12
+        96
     """
 
     num_virtual_tokens: int = field(default=8, metadata={"help": "Prompt tokens of each encoder layer."})
@@ -53,12 +61,16 @@ class EmbeddingPromptConfig(EncoderAdapterConfig):
         require_choice("prompt_init", self.prompt_init, PROMPT_INITS)
 
 
-class EmbeddingPromptModel(EncoderTuner):
+PromptConfigT = TypeVar("PromptConfigT", bound=EmbeddingPromptConfig)
+
+
+class EmbeddingPromptModel(EncoderTuner[PromptConfigT]):
     """Puts embedding prompts on a backbone; see `EmbeddingPromptConfig`."""
 
     prefix = "embedding_prompt_"
 
-    def build_parts(self, config: EmbeddingPromptConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+    def build_parts(self, config: PromptConfigT, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+        """Return a prompt for one layer; see `EncoderTuner.build_parts`."""
         prompt = EmbeddingPrompt(
             config.num_virtual_tokens, backbone.hidden_size, _bound(config, backbone), config.prompt_dropout
         )
@@ -66,12 +78,13 @@ class EmbeddingPromptModel(EncoderTuner):
 
 
 def _bound(config: EmbeddingPromptConfig, backbone: Backbone) -> float:
-    if config.prompt_init == "vpt":
-        has_patches = isinstance(backbone.patch_size, int)
-        rule = f"'xavier_uniform' on {backbone.model_type}, which has no patch size"
-        require(has_patches, "prompt_init", rule, config.prompt_init)
-        return vpt_bound(backbone.patch_size, backbone.hidden_size)
-    return xavier_uniform_bound(config.num_virtual_tokens, backbone.hidden_size)
+    if config.prompt_init == "xavier_uniform":
+        return xavier_uniform_bound(config.num_virtual_tokens, backbone.hidden_size)
+    has_patches = isinstance(backbone.patch_size, int)
+    rule = f"'xavier_uniform' on {backbone.model_type}, which has no patch size"
+    require(has_patches, "prompt_init", rule, config.prompt_init)
+    assert backbone.patch_size is not None
+    return vpt_bound(backbone.patch_size, backbone.hidden_size)
 
 
 register_method(EmbeddingPromptConfig, EmbeddingPromptModel)

@@ -22,6 +22,14 @@ class IPETConfig(ParallelMLPAdapterConfig, EmbeddingPromptConfig):
 
     Raises:
         ValueError: when made with a value that breaks a rule.
+
+    Examples:
+        >>> model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=2))
+        >>> config = peft_audio.IPETConfig(num_virtual_tokens=4, bottleneck_dim=3, modules_to_save=[])
+        >>> model = get_peft_model(model, config)
+        >>> trainable, total = model.get_nb_trainable_parameters()
+        >>> trainable == 2 * (4 * 12 + 12 * 3 + 3 + 3 * 12 + 12)  # prompts; weights and biases of the projections
+        True
     """
 
     scaling: float = 0.1
@@ -33,7 +41,7 @@ class IPETConfig(ParallelMLPAdapterConfig, EmbeddingPromptConfig):
     citations: ClassVar[tuple[str, ...]] = (IPET,)
 
 
-class IPETModel(ParallelMLPAdapterModel, EmbeddingPromptModel):
+class IPETModel(ParallelMLPAdapterModel[IPETConfig], EmbeddingPromptModel[IPETConfig]):
     """Puts prompts and parallel adapters on a backbone; see `IPETConfig`."""
 
     prefix = "ipet_"

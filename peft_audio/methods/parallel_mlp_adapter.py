@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Optional
+from typing import ClassVar, Optional, TypeVar
 
 from ..backbones.spec import Backbone, LayerModules
 from ..modules import Bottleneck
@@ -30,24 +30,32 @@ class ParallelMLPAdapterConfig(BottleneckFields):
         activation (`str`): a name of transformers' `ACT2FN`.
         scaling (`float`): the factor s.
         learn_scaling (`bool`): train s, starting from `scaling`, one per layer and adapter.
-        dropout (`float`): probability of dropping an element after the activation in training.
-        adapter_input (`str`): "normalized" for LN(B), what the feed-forward block reads, or "residual" for B.
+        dropout (`float`): probability of dropping an element after the activation, in training.
+        adapter_input (`str`): "normalized" for LN(B), the feed-forward block's input, or "residual" for B.
         use_bias (`bool`): give the projections biases.
         spatial_adapter (`bool`): add AAT's adapter after attention, `z + Adapter(z)`.
-        spatial_bottleneck_dim (`int`, *optional*): its width; None for that of the other.
+        spatial_bottleneck_dim (`int`, *optional*): bottleneck width of the adapter after attention; None for the same.
 
     Raises:
         ValueError: when made with a value that breaks a rule.
+
+    Examples:
+        >>> model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=2))
+        >>> config = peft_audio.ParallelMLPAdapterConfig(bottleneck_dim=3, modules_to_save=[])
+        >>> model = get_peft_model(model, config)
+        >>> trainable, total = model.get_nb_trainable_parameters()
+        >>> trainable == 2 * (12 * 3 + 3 + 3 * 12 + 12)  # weights and biases of the projections
+        True
     """
 
-    learn_scaling: bool = field(default=False, metadata={"help": "Train the factor."})
+    learn_scaling: bool = field(default=False, metadata={"help": "Train the scaling factor."})
     adapter_input: str = field(
         default="normalized", metadata={"help": "'normalized' (the feed-forward block's input) or 'residual'."}
     )
     use_bias: bool = field(default=True, metadata={"help": "Give the projections biases."})
     spatial_adapter: bool = field(default=False, metadata={"help": "Add AAT's adapter after attention."})
     spatial_bottleneck_dim: Optional[int] = field(
-        default=None, metadata={"help": "Width of the adapter after attention; None for that of the other."}
+        default=None, metadata={"help": "Bottleneck width of the adapter after attention; None for the same."}
     )
 
     method_name: ClassVar[str] = "parallel_mlp_adapter"
@@ -66,12 +74,16 @@ class ParallelMLPAdapterConfig(BottleneckFields):
             require(self.spatial_adapter, "spatial_bottleneck_dim", rule, self.spatial_bottleneck_dim)
 
 
-class ParallelMLPAdapterModel(EncoderTuner):
+ParallelConfigT = TypeVar("ParallelConfigT", bound=ParallelMLPAdapterConfig)
+
+
+class ParallelMLPAdapterModel(EncoderTuner[ParallelConfigT]):
     """Puts parallel adapters on a backbone; see `ParallelMLPAdapterConfig`."""
 
     prefix = "parallel_mlp_adapter_"
 
-    def build_parts(self, config: ParallelMLPAdapterConfig, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+    def build_parts(self, config: ParallelConfigT, backbone: Backbone, modules: LayerModules) -> AdapterParts:
+        """Return the adapters for one layer; see `EncoderTuner.build_parts`."""
         width = config.width(backbone.hidden_size)
         parts = super().build_parts(config, backbone, modules)
         if config.spatial_adapter:

@@ -11,7 +11,7 @@ from ..tuner.adapter_parts import AdapterParts, Wiring
 from ..tuner.model import EncoderTuner
 from ..upstream.registration import register_method
 from ..utils.validation import is_integer, require, require_boolean, require_choice
-from .bottleneck_fields import ADAPTER_INPUTS, BottleneckFields
+from .bottleneck_fields import ADAPTER_INPUTS, BottleneckFields, with_adapter
 from .citations import LOAA
 
 
@@ -25,31 +25,40 @@ class TimeFreqConvAdapterConfig(BottleneckFields):
 
     `Block(h) + f(h U_down) U_up`, with U_down and U_up convolutions of one kernel over (frequency, time) and h what the
     block reads. On an AST the grid is that of the patches, on a vision transformer (rows, columns), on waveform models
-    one row of time. Special tokens are no part of the grid: the kernel's centre tap acts on them. Source: Yeo et al.,
+    one row of time. Special tokens are not part of the grid: only the kernel's center acts on them. Source: Yeo et al.,
     "When vision models meet parameter efficient look-aside adapters without large-scale audio pretraining", 2024, eq. 2;
     there the best are (1, 3) beside attention and (3, 1) beside the feed-forward block.
 
     Args:
-        attention_kernel (`"auto"`, `tuple[int, int]` or `None`): taps along (frequency, time) of the adapter beside
-            attention, odd numbers; None for no adapter there. "auto" is (1, 3).
+        attention_kernel (`"auto"`, `tuple[int, int]` or `None`): kernel size along (frequency, time) of the adapter
+            beside attention, odd numbers; None for no adapter there. "auto" is (1, 3).
         mlp_kernel (`"auto"`, `tuple[int, int]` or `None`): the same beside the feed-forward block. "auto" is (3, 1), and
             (1, 3) on backbones without a frequency axis.
         use_bias (`bool`): give the convolutions biases.
-        adapter_input (`str`): "normalized" for what the block reads, or "residual" for that before its norm.
+        adapter_input (`str`): "normalized" for the block's input, or "residual" for that input before its norm.
         bottleneck_dim, reduction_factor, activation, scaling, dropout: see `BottleneckFields`.
 
     Raises:
         ValueError: when made with a value that breaks a rule; on a model without a frequency axis, for a kernel that
             extends along it.
+
+    Examples:
+        >>> model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=2))
+        >>> config = peft_audio.TimeFreqConvAdapterConfig(bottleneck_dim=3, mlp_kernel=(3, 3), modules_to_save=[])
+        >>> model = get_peft_model(model, config)
+        >>> trainable, total = model.get_nb_trainable_parameters()
+        >>> trainable == 2 * (2 * 12 * 3 * 1 * 3 + 2 * 12 * 3 * 3 * 3)  # 2 layers, each 2 kernels 1 x 3 and 2 of 3 x 3
+        True
     """
 
     bottleneck_dim: int = 36
     activation: str = "gelu"
     attention_kernel: Optional[Union[str, Kernel]] = field(
-        default="auto", metadata={"help": "Taps along (frequency, time) beside attention, 'auto' or None."}
+        default="auto", metadata={"help": "Kernel size (frequency, time) beside attention, 'auto' or None."}
     )
     mlp_kernel: Optional[Union[str, Kernel]] = field(
-        default="auto", metadata={"help": "Taps along (frequency, time) beside the feed-forward, 'auto' or None."}
+        default="auto",
+        metadata={"help": "Kernel size (frequency, time) beside the feed-forward block, 'auto' or None."},
     )
     use_bias: bool = field(default=False, metadata={"help": "Give the convolutions biases."})
     adapter_input: str = field(
@@ -75,17 +84,16 @@ class TimeFreqConvAdapterConfig(BottleneckFields):
         """Return the kernels of the "attention" and the "mlp" adapter on this backbone.
 
         Raises:
-            ValueError: if a kernel extends along a frequency axis that the backbone has not.
+            ValueError: if a kernel extends along the frequency axis and the backbone has none.
         """
         has_frequency = backbone.patch_projection is not None
         automatic = {"attention": TIME, "mlp": FREQUENCY if has_frequency else TIME}
-        chosen = {"attention": self.attention_kernel, "mlp": self.mlp_kernel}
-        for block, kernel in chosen.items():
-            if kernel == "auto":
-                chosen[block] = automatic[block]
-            elif kernel is not None and kernel[0] > 1:
-                rule = f"(1, time) on {backbone.model_type}, whose tokens are frames of time without a frequency axis"
-                require(has_frequency, f"{block}_kernel", rule, kernel)
+        chosen: dict[str, Optional[Kernel]] = {}
+        for block, kernel in (("attention", self.attention_kernel), ("mlp", self.mlp_kernel)):
+            chosen[block] = size = automatic[block] if isinstance(kernel, str) else kernel
+            fits = size is None or size[0] == 1 or has_frequency
+            rule = f"(1, time) on {backbone.model_type}, whose tokens are frames of time without a frequency axis"
+            require(fits, f"{block}_kernel", rule, kernel)
         return chosen
 
 
@@ -97,7 +105,7 @@ def _check_kernel(name: str, kernel: Any) -> None:
     require(kernel is None or is_auto or is_odd, name, rule, kernel)
 
 
-class TimeFreqConvAdapterModel(EncoderTuner):
+class TimeFreqConvAdapterModel(EncoderTuner[TimeFreqConvAdapterConfig]):
     """Puts convolutional adapters on a backbone; see `TimeFreqConvAdapterConfig`."""
 
     prefix = "time_freq_conv_adapter_"
@@ -105,11 +113,11 @@ class TimeFreqConvAdapterModel(EncoderTuner):
     def build_parts(
         self, config: TimeFreqConvAdapterConfig, backbone: Backbone, modules: LayerModules
     ) -> AdapterParts:
+        """Return the adapters for one layer; see `EncoderTuner.build_parts`."""
         parts, wiring = super().build_parts(config, backbone, modules), Wiring(config.adapter_input)
         for block, kernel in config.kernels(backbone).items():
             if kernel is not None:
-                adapter = _adapter(config, backbone, kernel)
-                parts = parts._replace(**{f"{block}_adapter": adapter, f"{block}_wiring": wiring})
+                parts = with_adapter(parts, block, _adapter(config, backbone, kernel), wiring)
         return parts
 
 

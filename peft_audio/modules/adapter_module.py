@@ -1,4 +1,4 @@
-"""What every module that adapts tokens promises to the encoder layer that runs it."""
+"""The contract of adapter modules with the encoder layer that runs them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 
 class TokenLayout(NamedTuple):
-    """How the tokens of a forward pass lie.
+    """Which tokens of a forward pass form the grid, and which are padding.
 
     Attributes:
-        grid: numbers of rows (frequency) and columns (time). Row after row, the grid's tokens are the last ones;
-            those in front of them are special tokens.
+        grid: numbers of rows (frequency) and columns (time). The last `rows * columns` tokens are those of the grid,
+            row after row; those in front of them are special tokens.
         mask: `(batch, tokens)`, True for tokens and False for padding; None where there is no padding.
     """
 
@@ -35,12 +35,12 @@ class AdapterModule(nn.Module):
     - `hidden_states` is `(batch, tokens, hidden_size)`, and so is the result.
     - The result has the dtype of `hidden_states`, whatever the dtype of the module's own weights; under autocast it
       has the dtype that autocast gives the module's last operation. `in_dtype_of` does both conversions.
-    - `layout` says which tokens form the grid and which are padding. What mixes tokens must read nothing from
+    - `layout` says which tokens form the grid and which are padding. A module that mixes tokens must read nothing from
       padding (`TokenLayout.hide_padding`), and must never mix the samples of a batch.
     - Dropout acts inside the module, in training mode only, in front of its last projection.
 
-    The two properties below tell the layer what it may leave out. A subclass that says nothing gets the slow way,
-    which is right for every module.
+    The two properties below tell the layer which tokens it may leave out. Their defaults are slower, and right for
+    every module.
     """
 
     @property
@@ -50,7 +50,7 @@ class AdapterModule(nn.Module):
 
     @property
     def special_tokens_stand_alone(self) -> bool:
-        """Whether the first tokens get the same output when all tokens behind them are left out."""
+        """Whether the special tokens get the same output when the other tokens are left out."""
         return not self.reads_neighbours
 
     def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
@@ -63,12 +63,12 @@ class AdapterModule(nn.Module):
 
 
 def reads_neighbours(module: nn.Module) -> bool:
-    """Whether a module mixes tokens; one that does not say counts as mixing them."""
+    """Whether a module mixes tokens; True for one without this property."""
     return bool(getattr(module, "reads_neighbours", True))
 
 
 def special_tokens_stand_alone(module: nn.Module) -> bool:
-    """Whether a module may run on the first tokens alone; one that does not say may only if it mixes nothing."""
+    """Whether a module may run on the special tokens alone; by default only if it mixes no tokens."""
     return bool(getattr(module, "special_tokens_stand_alone", not reads_neighbours(module)))
 
 

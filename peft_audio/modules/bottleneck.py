@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import nn
@@ -14,16 +14,19 @@ from .initial import RANDOM_INIT_STD
 from .scaled import Factor, ScaledLinear
 
 
+Projection = Union[ScaledLinear, GridConv]
+
+
 class Bottleneck(AdapterModule):
     """Down projection, activation, up projection: `s * (act(x W_down + b) W_up + b')`.
 
     Linear maps (IPET, eq. 2; AAT, eq. 3), or convolutions over the token grid (LoAA, eq. 2). W_down starts Kaiming
-    uniform; W_up and both biases start at zero, so the block returns exactly zero until the first optimiser step while
+    uniform; W_up and both biases start at zero, so the block returns exactly zero until the first optimizer step while
     W_up receives a gradient from the first backward pass.
 
     Args:
         hidden_size: width d of the tokens.
-        bottleneck_dim: width of the space in between.
+        bottleneck_dim: width of the bottleneck.
         activation: element-wise module.
         kernel: kernel size along (frequency, time) of both projections; None for linear maps.
         scaling: the factor s.
@@ -50,10 +53,11 @@ class Bottleneck(AdapterModule):
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
         self.up = _projection(bottleneck_dim, hidden_size, kernel, bias)
-        self.scaling = nn.Parameter(torch.tensor(float(scaling))) if learn_scaling else scaling
+        self.scaling: Factor = nn.Parameter(torch.tensor(float(scaling))) if learn_scaling else scaling
         self.reset_parameters(init_weights)
 
     def reset_parameters(self, init_weights: bool = True) -> None:
+        """Draw fresh weights, as in the class's docstring; `init_weights=False` draws all of them at random."""
         if not init_weights:
             for projection in (self.down, self.up):
                 for parameter in projection.parameters():
@@ -72,7 +76,7 @@ class Bottleneck(AdapterModule):
 
     @property
     def special_tokens_stand_alone(self) -> bool:
-        """True: linear maps mix nothing, and special tokens are no part of the grid of a convolution."""
+        """True: linear maps mix no tokens, and convolutions mix only tokens of the grid."""
         return True
 
     def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
@@ -88,14 +92,14 @@ class Bottleneck(AdapterModule):
         return in_dtype_of(hidden_states, _project(self.up, hidden, layout, self.scaling))
 
 
-def _projection(width_in: int, width_out: int, kernel: Optional[tuple[int, int]], bias: bool) -> nn.Module:
+def _projection(width_in: int, width_out: int, kernel: Optional[tuple[int, int]], bias: bool) -> Projection:
     if kernel is None:
         return ScaledLinear(width_in, width_out, bias=bias)
     return GridConv(width_in, width_out, kernel, bias=bias)
 
 
 def _project(
-    projection: nn.Module, tokens: torch.Tensor, layout: Optional[TokenLayout], factor: Factor = 1.0
+    projection: Projection, tokens: torch.Tensor, layout: Optional[TokenLayout], factor: Factor = 1.0
 ) -> torch.Tensor:
     if not isinstance(projection, GridConv):
         return projection(tokens, factor)

@@ -19,12 +19,12 @@ class ConformerBlock(AdapterModule):
 
     Source: Cappellazzo et al., "Parameter-efficient transfer learning of audio spectrogram transformers", 2023; Gulati
     et al., "Conformer", 2020, section 2.2. The last projection starts at zero, so the block returns zero at first. The
-    depthwise convolution has no bias: the batch norm behind it would take it out again.
+    depthwise convolution has no bias: the batch norm after it would cancel it.
 
     Args:
         hidden_size: width d of the tokens.
-        bottleneck_dim: width r of the space in between.
-        kernel: kernel size of the depthwise convolution; the extra zero that an even size needs is put on the right.
+        bottleneck_dim: width r of the bottleneck.
+        kernel: kernel size of the depthwise convolution; an even size is padded with one more zero on the right.
         scaling: factor on the output.
         dropout: probability of dropping an element before the last projection, in training.
         init_weights: False draws the last projection at random, so that the block changes its input from the start.
@@ -51,6 +51,7 @@ class ConformerBlock(AdapterModule):
         self.reset_parameters(init_weights)
 
     def reset_parameters(self, init_weights: bool = True) -> None:
+        """Draw fresh weights; `init_weights=False` draws the last projection at random instead of zero."""
         for module in (self.norm, self.down, self.depthwise, self.batch_norm):
             module.reset_parameters()
         for parameter in self.up.parameters():
@@ -73,6 +74,7 @@ class TokenBatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, tokens: torch.Tensor, mask: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Normalize `(batch, tokens, channels)`; `mask`, `(batch, tokens)`, is False for padding, which becomes zero."""
         if mask is None or not self.training:
             return self._normalize(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
         outputs = torch.zeros_like(tokens)
@@ -80,6 +82,8 @@ class TokenBatchNorm(nn.BatchNorm1d):
         return outputs
 
     def _normalize(self, tokens: torch.Tensor) -> torch.Tensor:
+        # What `nn.BatchNorm1d` has unless it is told to keep no running statistics.
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.running_mean.dtype != self.weight.dtype:
             # PEFT keeps the parameters of adapters on a half-precision model in float32, but not their buffers.
             self.running_mean = self.running_mean.to(self.weight.dtype)

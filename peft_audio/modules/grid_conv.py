@@ -16,7 +16,7 @@ class GridConv(nn.Module):
     """2-d convolution over a grid of tokens, with same padding and stride 1.
 
     It gives the same numbers as `torch.nn.functional.conv2d` on the grid. Special tokens in front of the grid have no
-    neighbours: for them it is a 1 x 1 convolution with the kernel's center. One matrix product applies all positions
+    neighbors: for them it is a 1 x 1 convolution with the kernel's center. One matrix product applies all positions
     of the kernel, and tokens are shifted on the side that has fewer channels, so that wide tensors are never copied.
 
     Args:
@@ -33,6 +33,7 @@ class GridConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw the weight Kaiming uniform, as `nn.Conv2d` does, and set the bias to zero."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -45,7 +46,7 @@ class GridConv(nn.Module):
         """
         _check_layout(tokens, layout)
         out_channels, in_channels, *kernel = self.weight.shape
-        tokens, bias = scaled(tokens, factor), scaled(self.bias, factor)
+        tokens, bias = scaled(tokens, factor), None if self.bias is None else scaled(self.bias, factor)
         if out_channels <= in_channels:
             products = functional.linear(tokens, self.weight.permute(2, 3, 0, 1).reshape(-1, in_channels))
             products = layout.hide_padding(products.unflatten(-1, (-1, out_channels)))
@@ -56,6 +57,7 @@ class GridConv(nn.Module):
         return functional.linear(neighbors, weight, bias)
 
     def extra_repr(self) -> str:
+        """Return the sizes, for printing."""
         out_channels, in_channels, *kernel = self.weight.shape
         return f"{in_channels}, {out_channels}, kernel={tuple(kernel)}, bias={self.bias is not None}"
 

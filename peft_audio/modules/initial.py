@@ -1,4 +1,4 @@
-"""What the building blocks share when they draw their first values."""
+"""Initial values that several building blocks share."""
 
 # Standard deviation of the random weights that `init_weights=False` asks for: large enough that an adapter which is
 # wired wrongly shows in the output, small enough that deep models stay finite.

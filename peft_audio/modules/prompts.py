@@ -12,7 +12,7 @@ from .initial import RANDOM_INIT_STD
 
 
 def xavier_uniform_bound(num_tokens: int, hidden_size: int) -> float:
-    """Bound of Xavier's uniform distribution for a `(1, num_tokens, hidden_size)` tensor (IPET's initialisation)."""
+    """Bound of Xavier's uniform distribution for a `(1, num_tokens, hidden_size)` tensor (IPET's initialization)."""
     return math.sqrt(6.0 / (hidden_size * num_tokens + hidden_size))
 
 
@@ -40,18 +40,21 @@ class EmbeddingPrompt(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw fresh tokens, uniformly distributed in [-bound, bound]."""
         nn.init.uniform_(self.embeddings, -self.bound, self.bound)
 
     def forward(self, batch_size: int) -> torch.Tensor:
-        """Return the prompt, of shape `(1, num_tokens, hidden_size)`, or `(batch_size, ...)` where dropout is at work.
+        """Return the prompt, `(1, num_tokens, hidden_size)`, or `(batch_size, ...)` in training with dropout.
 
-        One row stands for the whole batch as long as the samples share it, so that what follows is computed once.
+        Without dropout, all samples share one prompt. It is returned once, so that its keys and values are computed
+        once for the whole batch.
         """
         if self.training and self.dropout.p > 0:
             return self.dropout(self.embeddings.expand(batch_size, -1, -1))
         return self.embeddings.unsqueeze(0)
 
     def extra_repr(self) -> str:
+        """Return the sizes, for printing."""
         return f"num_tokens={self.num_tokens}, hidden_size={self.embeddings.shape[1]}"
 
 
@@ -71,13 +74,19 @@ class InputPrompt(nn.Module):
     def __init__(self, shape: tuple[Optional[int], ...], size: int, init_weights: bool = True) -> None:
         super().__init__()
         self.size = size
-        *channels, rows, columns = shape if len(shape) > 1 else (*shape, None)
-        self.ends = nn.Parameter(torch.empty(2, *channels, size, *([] if columns is None else [columns])))
-        has_sides = rows is not None and columns is not None
-        self.sides = nn.Parameter(torch.empty(2, *channels, rows - 2 * size, size)) if has_sides else None
+        known = [length for length in shape if length is not None]
+        if len(known) == len(shape) > 1:
+            *channels, rows, columns = known
+            self.ends = nn.Parameter(torch.empty(2, *channels, size, columns))
+            self.sides: Optional[nn.Parameter] = nn.Parameter(torch.empty(2, *channels, rows - 2 * size, size))
+        else:
+            features = [length for length in shape[1:] if length is not None]
+            self.ends = nn.Parameter(torch.empty(2, size, *features))
+            self.sides = None
         self.reset_parameters(init_weights)
 
     def reset_parameters(self, init_weights: bool = True) -> None:
+        """Set the values to zero; `init_weights=False` draws them at random."""
         for values in self.parameters():
             nn.init.zeros_(values) if init_weights else nn.init.normal_(values, std=RANDOM_INIT_STD)
 
@@ -86,7 +95,7 @@ class InputPrompt(nn.Module):
 
         Args:
             inputs: the model's input.
-            lengths: `(batch,)`, how many positions of each clip are no padding; None for all. Of use where the length
+            lengths: `(batch,)`, how many positions of each clip are no padding; None for all. Used where the length
                 varies.
 
         Raises:
@@ -94,7 +103,7 @@ class InputPrompt(nn.Module):
         """
         if self.sides is None:
             return self._add_ends(inputs, lengths)
-        frame = self._frame()
+        frame = self._frame(self.sides)
         if inputs.shape[1:] != frame.shape:
             raise ValueError(
                 f"The input prompt was made for inputs of shape (batch, {', '.join(map(str, frame.shape))}), got "
@@ -102,8 +111,9 @@ class InputPrompt(nn.Module):
             )
         return inputs + frame.to(inputs.dtype)
 
-    def _frame(self) -> torch.Tensor:
-        left, right = self.sides
+    def _frame(self, sides: torch.Tensor) -> torch.Tensor:
+        """Return the prompt as an input of its own, `shape`, with zeros inside the border."""
+        left, right = sides
         inner = left.new_zeros(*left.shape[:-1], self.ends.shape[-1] - 2 * self.size)
         return torch.cat([self.ends[0], torch.cat([left, inner, right], dim=-1), self.ends[1]], dim=-2)
 
@@ -127,4 +137,5 @@ class InputPrompt(nn.Module):
         return inputs
 
     def extra_repr(self) -> str:
+        """Return the sizes, for printing."""
         return f"size={self.size}, ends={tuple(self.ends.shape)}"
