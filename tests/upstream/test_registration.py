@@ -28,8 +28,10 @@ def test_types_are_real_members(name):
     assert PEFT_TYPE_TO_CONFIG_MAPPING[member]().peft_type is member
 
 
-def test_registering_twice_is_harmless():
+def test_registering_twice_is_harmless(monkeypatch):
     members = list(PeftType)
+    for name in ("IPETConfig", "IPETModel"):  # pickle finds classes by their names: the first ones come back
+        monkeypatch.setattr(ipet, name, getattr(ipet, name))
     add_peft_type("IPET")
     importlib.reload(ipet)
     assert list(PeftType) == members
