@@ -30,6 +30,7 @@ DOCUMENTED = {
     "last_complete_checkpoint": peft_audio,
     "mean_average_precision": peft_audio.metrics,
     "min_dcf": peft_audio.metrics,
+    "register_backbone": peft_audio,
     "resize_ast": peft_audio,
     "use_mean_token_pooling": peft_audio,
     "use_statistics_pooling": peft_audio,
