@@ -12,6 +12,7 @@ from tiny import make
 
 import peft_audio
 import peft_audio.metrics
+from peft_audio.backbones import table
 
 
 # Names that users call, by what their docstring is of.
@@ -64,6 +65,7 @@ def saved_before(tmp_path_factory):
 def folder(tmp_path, monkeypatch):
     """An empty working folder but for what examples take for granted."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, "BACKBONES", dict(table.BACKBONES))  # an example adds to it
     torch.save(make_ssast(width=64, depth=1), "SSAST-Tiny-Patch-400.pth")
     Path("checkpoint-10").mkdir()
 
