@@ -12,6 +12,7 @@ from tiny import make
 
 import peft_audio
 import peft_audio.metrics
+from peft_audio.backbones import table
 
 
 # Names that users call, by what their docstring is of.
@@ -30,6 +31,7 @@ DOCUMENTED = {
     "last_complete_checkpoint": peft_audio,
     "mean_average_precision": peft_audio.metrics,
     "min_dcf": peft_audio.metrics,
+    "register_backbone": peft_audio,
     "resize_ast": peft_audio,
     "use_mean_token_pooling": peft_audio,
     "use_statistics_pooling": peft_audio,
@@ -63,6 +65,7 @@ def saved_before(tmp_path_factory):
 def folder(tmp_path, monkeypatch):
     """An empty working folder but for what examples take for granted."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, "BACKBONES", dict(table.BACKBONES))  # an example adds to it
     torch.save(make_ssast(width=64, depth=1), "SSAST-Tiny-Patch-400.pth")
     Path("checkpoint-10").mkdir()
 

@@ -32,7 +32,7 @@ class Clip:
         split: the split that it belongs to.
         start: where the clip starts in the file, in seconds.
         stop: where it ends, in seconds; None for the end of the file.
-        unknown: labels of which nobody has said whether the clip has them, in data sets that are labeled in part.
+        unknown: labels that the clip may or may not have, in data sets that are only partly labeled.
     """
 
     name: str

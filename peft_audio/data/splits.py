@@ -1,4 +1,4 @@
-"""Which clips train and which test: by fold, by split, or drawn at random."""
+"""Training, validation and test clips: by fold, by split, or drawn at random."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Splits:
     Args:
         train: to train on.
         test: for the final result.
-        validation: looked at during training; may be empty.
+        validation: to evaluate on during training; may be empty.
     """
 
     train: list[Clip]
@@ -84,8 +84,8 @@ def choose_splits(table: ClipTable, fold: Optional[str] = None, test_fraction: f
 
     Args:
         table: the clips.
-        fold: this fold tests, all others train. None: with splits, train trains, test tests, and validation is looked
-            at during training (it tests where there is no test).
+        fold: this fold tests, all others train. None: the data set's own splits, if it has any; its validation
+            split tests where there is no test split.
         test_fraction: share of the clips that test in a random split, the same for every class.
         seed: of the random split.
 

@@ -23,8 +23,8 @@ class TrainingData:
 
     Args:
         train: to train on.
-        evaluation: looked at during training; the test clips where there are no validation clips.
-        test: for the result.
+        evaluation: to evaluate on during training; the test clips where there are no validation clips.
+        test: for the final result.
         labels: label names by index.
         multi_label: whether a clip can have several labels.
         description: how the data were split, for a model card.

@@ -133,7 +133,7 @@ def _adapter(config: BottleneckAdapterConfig, backbone: Backbone) -> nn.Module:
 
 
 def _own_norm(norm: Optional[nn.Module]) -> Optional[nn.LayerNorm]:
-    """Return a layer norm that starts with the weights of the frozen one; None where there is none."""
+    """Return a layer norm that starts with the weights of the frozen one; None for None."""
     if norm is None:
         return None
     is_layer_norm = isinstance(norm, nn.LayerNorm) and norm.elementwise_affine

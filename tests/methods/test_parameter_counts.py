@@ -43,8 +43,8 @@ CASES = {
     "LoAA beside the feed-forward": (ast_base, 44, loaa(mlp_kernel=(3, 1)), 2_026_028),
     "LoAA beside both": (ast_base, 44, TimeFreqConvAdapterConfig(), 4_016_684),
     "LoAA wide": (ast_base, 44, loaa(bottleneck_dim=72, attention_kernel=(1, 3)), 4_016_684),
-    "LoAA of one tap": (ast_base, 44, loaa(bottleneck_dim=108, mlp_kernel=(1, 1)), 2_026_028),
-    "LoAA of nine taps": (ast_base, 44, loaa(bottleneck_dim=12, mlp_kernel=(3, 3)), 2_026_028),
+    "LoAA of kernel 1 x 1": (ast_base, 44, loaa(bottleneck_dim=108, mlp_kernel=(1, 1)), 2_026_028),
+    "LoAA of kernel 3 x 3": (ast_base, 44, loaa(bottleneck_dim=12, mlp_kernel=(3, 3)), 2_026_028),
     # A frame of width 10 around 1024 x 128.
     "input prompt": (ast_base, 50, InputPromptConfig(), 2 * 10 * 128 + 2 * 10 * 1004 + 768 * 2 + 769 * 50),
     "input prompt on a waveform": (wav2vec2_base, 50, InputPromptConfig(), 2 * 10 + 2 * 1536 + 1537 * 50),
@@ -54,7 +54,7 @@ CASES = {
         BottleneckAdapterConfig(bottleneck_dim=12, sites=("attention", "mlp"), train_layer_norms=True),
         12 * 2 * (2 * 768 * 12 + 12 + 768 + 2 * 768) + 768 * 2 + 769 * 50,
     ),
-    # Norm, 768 -> 2 * 12, eight taps on 12 channels, batch norm, 12 -> 768.
+    # Norm, 768 -> 2 * 12, a kernel of 8 on 12 channels, batch norm, 12 -> 768.
     "conformer": (
         ast_base,
         50,

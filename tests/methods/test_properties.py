@@ -229,8 +229,8 @@ def count_convolutions(config, backbone):
     for name, default in automatic.items():
         kernel = default if getattr(config, name) == "auto" else getattr(config, name)
         if kernel is not None:
-            taps, h = kernel[0] * kernel[1], width(config)
-            total += 2 * HIDDEN * h * taps + (h + HIDDEN) * config.use_bias + slopes(config)
+            positions, h = kernel[0] * kernel[1], width(config)
+            total += 2 * HIDDEN * h * positions + (h + HIDDEN) * config.use_bias + slopes(config)
     return total
 
 

@@ -25,7 +25,7 @@ from peft_audio.tuner.masks import grow_mask, real_tokens
 # ---- inputs ----------------------------------------------------------------------------------------------------------
 
 
-MIN_SAMPLES = 10 + 7 * 5  # one frame of two convolutions, of 10 and 8 taps, the first with stride 5
+MIN_SAMPLES = 10 + 7 * 5  # one frame of two convolutions, of kernel size 10 and 8, the first with stride 5
 WAVEFORM_METHODS = [
     IPETConfig(num_virtual_tokens=3, bottleneck_dim=8),
     IPETConfig(num_virtual_tokens=1, bottleneck_dim=4, adapter_input="normalized", spatial_adapter=True),
