@@ -34,7 +34,7 @@ def test_the_number_of_workers_follows_cores_and_clips(monkeypatch):
     monkeypatch.setattr(feature_cache.joblib, "cpu_count", lambda: 4)
     counts = [FeatureCache("cache")._count_workers(clips) for clips in (0, 3, 15, 16, 24, 1000)]
     assert counts == [0, 0, 0, 2, 3, 4]
-    assert [FeatureCache("cache", num_workers=wanted).count_workers(5) for wanted in (0, 1, 3, 9)] == [0, 1, 3, 5]
+    assert [FeatureCache("cache", num_workers=wanted)._count_workers(5) for wanted in (0, 1, 3, 9)] == [0, 1, 3, 5]
 
 
 @pytest.fixture
