@@ -6,8 +6,7 @@ attention of every layer, made for the tokens alone. Prompts take the positions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from ..upstream.hooks import owners_of_hooks, remove_hooks
-from ..upstream.torch_modules import install_stand_in, remove_stand_in
+from ..upstream.transformers_models import wavlm_position_bias
 
 
 @dataclass(frozen=True)
@@ -98,25 +97,12 @@ def _left_to_attention(source: Optional[nn.Module], tokens: torch.Tensor, num_pr
     return {"relative_pos": None}
 
 
-@contextmanager
-def _gathered(module: nn.Module) -> Iterator[None]:
-    """Put the whole parameters into a module that FSDP has sharded again since its layer ran."""
-    sharded = {name: value for name, value in module.named_parameters(recurse=False) if hasattr(value, "full_tensor")}
-    before = {name: install_stand_in(module, name, value.full_tensor()) for name, value in sharded.items()}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            remove_stand_in(module, name, value)
-
-
 def _grown_bias(first_attention: Any, tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
     bias = arguments.get("position_bias")
     if bias is None:
         return {}  # the first layer makes it, for the prompts as well
     length = bias.shape[-1] + num_prompts
-    with _gathered(first_attention.rel_attn_embed):
-        to_prompts = first_attention.compute_bias(length, num_prompts)[:, num_prompts:].to(bias.dtype)
+    to_prompts = wavlm_position_bias(first_attention, length, num_prompts)[:, num_prompts:].to(bias.dtype)
     grown = torch.cat([to_prompts.repeat(tokens.shape[0], 1, 1), bias], dim=2)
     # What the prompts themselves attend to is thrown away, so their rows may hold anything.
     return {"position_bias": nn.functional.pad(grown, (0, 0, num_prompts, 0))}

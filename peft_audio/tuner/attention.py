@@ -115,9 +115,8 @@ def _attend_to_more(
     prompt_keys, prompt_values = front
     is_first = _only_trains(tokens.front, query, key, value, *behind) and not kwargs.get("dropout")
     if is_first and prompt_keys is not None and prompt_values is not None:
-        output = attend_to_frozen_tokens(
-            function, module, query, keys, values, prompt_keys, prompt_values, attention_mask, **kwargs
-        )
+        states, prompts = (query, keys, values), (prompt_keys, prompt_values)
+        output = attend_to_frozen_tokens(function, module, states, prompts, attention_mask, **kwargs)
         if output is not None:
             return output, None
     return function(module, query, keys, values, attention_mask, **kwargs)

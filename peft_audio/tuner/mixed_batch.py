@@ -13,6 +13,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..heads.weighted_layer_sum import LayerWeights
+from ..upstream.peft_modules import adapter_names as adapter_names_of
+from ..upstream.peft_modules import adapters_of, only_adapter
 from ..utils.forward_pass import ForwardPass
 from .samples import join, samples_by_adapter, take
 from .tuner_layer import HookedTunerLayer
@@ -26,7 +28,7 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
     """Within, a call of `model` gives each sample the adapter of that name, "__base__" for none.
 
     The backbone runs once, and every adapter on its own samples. Where that cannot be, because the adapters have
-    different numbers of prompts or weigh the layers differently, the samples of each adapter run through the model on
+    different numbers of prompts or weight the layers differently, the samples of each adapter run through the model on
     their own; the loss is the mean over all samples either way.
 
     Args:
@@ -83,7 +85,7 @@ def _head_by_sample(head: nn.Module, samples: dict[str, torch.Tensor], *args: An
     outputs = []
     for name, indices in samples.items():
         rows, named = take((args, kwargs), indices, size)
-        with only_adapter(head, name):
+        with only_adapter(head, None if name == BASE else name):
             outputs.append(type(head).forward(head, *rows, **named))
     return join(outputs, list(samples.values()), "output")
 
@@ -93,7 +95,7 @@ def _run_each(model: nn.Module, samples: dict[str, torch.Tensor], args: tuple, k
     outputs = []
     for name, indices in samples.items():
         rows, named = take((args, kwargs), indices, size)
-        with only_adapter(model, name):
+        with only_adapter(model, None if name == BASE else name):
             outputs.append(model(*rows, **named))
     return join(outputs, list(samples.values()), "output")
 
@@ -112,22 +114,6 @@ def _forward(model: nn.Module, forward: Optional[Callable]) -> Iterator[None]:
             model.forward = before
 
 
-@contextmanager
-def only_adapter(model: nn.Module, adapter_name: str) -> Iterator[None]:
-    """Within, this adapter is the active one, in layers and heads; what asks for a gradient stays as it is."""
-    modules = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-    before = [module._active_adapter for module in modules]
-    for module in modules:
-        # Not every adapter has a head of its own; layers take any name.
-        has_it = adapter_name in getattr(module, "_adapters", [adapter_name])
-        module._active_adapter = [adapter_name] if has_it and adapter_name != BASE else []
-    try:
-        yield
-    finally:
-        for module, active in zip(modules, before):
-            module._active_adapter = active
-
-
 def _check(model: nn.Module, adapter_names: list[str]) -> None:
     if model.training:
         raise ValueError(
@@ -137,9 +123,9 @@ def _check(model: nn.Module, adapter_names: list[str]) -> None:
     known = {BASE}
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            known.update(module._all_available_adapter_names())
+            known |= adapter_names_of(module)
         elif isinstance(module, AuxiliaryTrainingWrapper):
-            known.update(module._adapters)
+            known |= adapters_of(module)
     unknown = sorted({repr(name) for name in adapter_names if not isinstance(name, str) or name not in known})
     if unknown:
         raise ValueError(

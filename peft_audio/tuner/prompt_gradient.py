@@ -27,11 +27,8 @@ _gives_log_sum_exp: dict[tuple[str, str], bool] = {}
 def attend_to_frozen_tokens(
     function: Callable,
     module: nn.Module,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    prompt_keys: torch.Tensor,
-    prompt_values: torch.Tensor,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    prompts: tuple[torch.Tensor, torch.Tensor],
     attention_mask: Optional[torch.Tensor],
     **kwargs: Any,
 ) -> Optional[torch.Tensor]:
@@ -40,11 +37,9 @@ def attend_to_frozen_tokens(
     Args:
         function: the attention function.
         module: the attention module.
-        query: `(batch, heads, queries, head_dim)`, without gradient.
-        keys: `(batch, heads, keys, head_dim)`; the prompts' come first, and no other has a gradient.
-        values: like `keys`.
-        prompt_keys: `(batch, heads, prompts, head_dim)`, the prompts' alone.
-        prompt_values: like `prompt_keys`.
+        states: queries, keys and values, `(batch, heads, tokens, head_dim)`. Keys and values start with the prompts';
+            nothing else has a gradient.
+        prompts: keys and values of the prompts, `(batch, heads, prompts, head_dim)`.
         attention_mask: as the attention function takes it.
         **kwargs: further arguments of the attention function.
 
@@ -52,6 +47,7 @@ def attend_to_frozen_tokens(
         The output `(batch, queries, heads, head_dim)`; None where torch's kernel does not save what this needs, the
         logarithm of the softmax's denominator.
     """
+    query, keys, values = states
     # Fake tensors, of which shapes are taken, have a type of their own.
     has_values = type(query) is torch.Tensor and not query.is_meta
     if torch.compiler.is_compiling() or attention_implementation(module.config) != "sdpa" or not has_values:
@@ -61,18 +57,31 @@ def attend_to_frozen_tokens(
     with saved_tensors_hooks(torch.Tensor.detach, _same):
         asks = query.detach().requires_grad_()
         output, _ = function(module, asks, keys.detach(), values.detach(), attention_mask, **kwargs)
-        name, log_sum_exp = saved_log_sum_exp(output.grad_fn)
-    if log_sum_exp is None or log_sum_exp.shape[:2] != query.shape[:2]:
+        kernel, saved = saved_log_sum_exp(output.grad_fn)
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    log_sum_exp = _trusted(kernel, saved, query, keys, attention_mask, scale)
+    if log_sum_exp is None:
+        return None
+    return _PromptGradient.apply(*prompts, query, output.detach(), log_sum_exp, scale)
+
+
+def _trusted(
+    kernel: str,
+    saved: Optional[torch.Tensor],
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    attention_mask: Optional[torch.Tensor],
+    scale: float,
+) -> Optional[torch.Tensor]:
+    """Return the log-sum-exp that a kernel saved, `(batch, heads, queries)`, None if it is not what is expected."""
+    if saved is None or saved.shape[:2] != query.shape[:2]:
         return None
     # cuDNN's has a last dimension of 1, the memory-efficient kernel's is padded.
-    log_sum_exp = log_sum_exp.flatten(2)[..., : query.shape[2]]
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    kernel = (name, query.device.type)
-    if kernel not in _gives_log_sum_exp:
-        _gives_log_sum_exp[kernel] = _is_log_sum_exp(log_sum_exp, query, keys, attention_mask, scale)
-    if not _gives_log_sum_exp[kernel]:
-        return None
-    return _PromptGradient.apply(prompt_keys, prompt_values, query, output.detach(), log_sum_exp, scale)
+    log_sum_exp = saved.flatten(2)[..., : query.shape[2]]
+    place = (kernel, query.device.type)
+    if place not in _gives_log_sum_exp:
+        _gives_log_sum_exp[place] = _is_log_sum_exp(log_sum_exp, query, keys, attention_mask, scale)
+    return log_sum_exp if _gives_log_sum_exp[place] else None
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,15 @@
 
 Relied upon: `AuxiliaryTrainingWrapper`, the base class of the wrappers around the modules of `modules_to_save`, with
 its attribute `_adapters` and its methods `adapter_state_dict_load_map` and `set_requires_grad`; of `BaseTunerLayer`, its
-method `_all_available_adapter_names`.
+method `_all_available_adapter_names`; and `_active_adapter` of both, which the methods that are documented cannot set
+without changing which parameters ask for a gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Optional
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -55,3 +57,19 @@ def freeze_trained_modules(model: nn.Module, adapter_name: str) -> None:
     """Freeze the copies that the adapter has of modules that are trained whole."""
     for _, module in trained_modules(model):
         module.set_requires_grad(adapter_name, False)
+
+
+@contextmanager
+def only_adapter(model: nn.Module, adapter_name: Optional[str]) -> Iterator[None]:
+    """Within, this adapter is the active one, in layers and heads; None: no adapter. Gradients are asked for as before."""
+    modules: list[Any] = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    before = [module._active_adapter for module in modules]
+    for module in modules:
+        # Not every adapter has a head of its own; layers take any name.
+        has_it = not isinstance(module, AuxiliaryTrainingWrapper) or adapter_name in module._adapters
+        module._active_adapter = [adapter_name] if has_it and adapter_name is not None else []
+    try:
+        yield
+    finally:
+        for module, active in zip(modules, before):
+            module._active_adapter = active

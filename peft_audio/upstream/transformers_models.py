@@ -2,7 +2,8 @@
 
 Relied upon: `_init_weights`, which every `PreTrainedModel` has; `_get_feature_vector_attention_mask` of the types with a
 convolutional feature encoder; `_attn_implementation` of a configuration; `gradient_checkpointing` of a layer, which
-before transformers 5.23 acts in a `__call__` of the layer's own.
+before transformers 5.23 acts in a `__call__` of the layer's own; `_freeze_parameters` of feature encoders; and of WavLM's
+attention, `compute_bias` and `rel_attn_embed`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any, Optional
 
 import torch
 from torch import nn
+
+from .torch_modules import install_stand_in, remove_stand_in
 
 
 def initialize_weights(model: Any, module: nn.Module) -> None:
@@ -55,3 +58,16 @@ def is_checkpointed_outside(module: nn.Module) -> bool:
 def freeze_feature_encoder(feature_encoder: Any) -> None:
     """Freeze the convolutions of a wav2vec2-type model, and stop them from marking their input for a backward pass."""
     feature_encoder._freeze_parameters()
+
+
+def wavlm_position_bias(attention: Any, num_queries: int, num_keys: int) -> torch.Tensor:
+    """Return the bias `(heads, queries, keys)` that WavLM's first attention module makes for relative positions."""
+    embedding = attention.rel_attn_embed
+    # FSDP has sharded its parameters again since the layer ran.
+    sharded: dict[str, Any] = {name: p for name, p in embedding.named_parameters() if hasattr(p, "full_tensor")}
+    before = {name: install_stand_in(embedding, name, value.full_tensor()) for name, value in sharded.items()}
+    try:
+        return attention.compute_bias(num_queries, num_keys)
+    finally:
+        for name, value in before.items():
+            remove_stand_in(embedding, name, value)

@@ -88,7 +88,9 @@ def states_of(mask=None, dtype=torch.float32):
 
 def attend(states, **kwargs):
     module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"), is_causal=False)
-    return attend_to_frozen_tokens(sdpa_attention_forward, module, *states, dropout=0.0, **kwargs)
+    *states, prompt_keys, prompt_values, mask = states
+    prompts = (prompt_keys, prompt_values)
+    return attend_to_frozen_tokens(sdpa_attention_forward, module, tuple(states), prompts, mask, dropout=0.0, **kwargs)
 
 
 def written_out(query, keys, values, mask, scaling=None):

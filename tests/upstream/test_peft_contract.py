@@ -1,16 +1,22 @@
 """What the package relies on inside PEFT: its tables, the modules that it puts into a model, the names of tensors."""
 
 import enum
+import inspect
 
 import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType
+from peft.utils.other import AuxiliaryTrainingWrapper
+from refusals import two_adapters
 from tiny import METHODS, make
 from torch import nn
 
+from peft_audio.tuner.model import EncoderTuner
+from peft_audio.tuner.tuner_layer import HookedTunerLayer
 from peft_audio.upstream import peft_modules, peft_state_dict, registration
 
 
@@ -139,3 +145,69 @@ def test_stored_tensors_are_named_as_in_the_model(model):
 def test_weights_are_read_by_a_public_function():
     """Else `AutoPeftModelForAudioClassification` and `write_card` cannot read an adapter's file."""
     assert "load_peft_weights" in peft.__all__
+
+
+# What the tuner overrides, and what breaks when PEFT calls it in another way.
+OVERRIDES = {
+    "inject_adapter": "putting adapters on a model",
+    "delete_adapter": "deleting adapters",
+    "disable_adapter_layers": "disabling adapters",
+    "enable_adapter_layers": "enabling adapters",
+    "unload": "taking adapters off",
+    "train": "batch norms of a frozen model",
+    "_prepare_adapter_config": "checks of the configuration, the head that is trained",
+    "_prepare_model": "weighted layer sums",
+    "_check_target_module_exists": "which layers are adapted",
+    "_create_and_replace": "putting adapters on layers",
+    "_check_merge_allowed": "the refusal to merge",
+    "_replace_module": "taking adapters off: hooks stay on the base model",
+    "_get_adapter_state_dict": "the base-model settings that are saved",
+    "_remove_adapter_name_from_key": "the names of tensors in checkpoints",
+    "_remap_adapter_state_dict_for_load": "the check of checkpoints before they are loaded",
+}
+LAYER_OVERRIDES = {
+    "enable_adapters": "heads that are enabled with their adapters",
+    "_get_base_layer_device_and_dtype": "the device and dtype of adapters",
+    "merge": "the refusal to merge",
+    "supports_lora_conversion": "the refusal to convert to LoRA",
+}
+CASES = [(BaseTuner, EncoderTuner, *case) for case in OVERRIDES.items()]
+CASES += [(BaseTunerLayer, HookedTunerLayer, *case) for case in LAYER_OVERRIDES.items()]
+
+
+@pytest.mark.parametrize("upstream, ours, name, feature", CASES)
+def test_what_the_tuner_overrides_is_called_as_before(upstream, ours, name, feature):
+    assert hasattr(upstream, name), f"{feature}: {upstream.__name__}.{name} is gone"
+    theirs, own = (
+        [parameter for parameter in inspect.signature(getattr(cls, name)).parameters if parameter != "self"]
+        for cls in (upstream, ours)
+    )
+    assert theirs == own, f"{feature}: {upstream.__name__}.{name} has other arguments"
+
+
+def test_every_override_of_the_tuner_is_listed():
+    for upstream, ours, listed in (
+        (BaseTuner, EncoderTuner, OVERRIDES),
+        (BaseTunerLayer, HookedTunerLayer, LAYER_OVERRIDES),
+    ):
+        functions = {name for name, value in vars(ours).items() if callable(getattr(value, "__func__", value))}
+        overridden = {name for name in functions if hasattr(upstream, name) and not name.startswith("__")}
+        assert overridden - {"unmerge"} == set(listed) | ({"_enable_peft_forward_hooks"} & overridden)
+
+
+def test_mixed_batches_reach_the_tuner():
+    """PEFT calls `_enable_peft_forward_hooks` of a tuner, where it has one, around each forward pass."""
+    assert "_enable_peft_forward_hooks" in inspect.getsource(PeftModel), "`adapter_names` reaches no tuner"
+
+
+@pytest.mark.parametrize("adapter_name", ["b", None])
+def test_another_adapter_is_active_for_a_moment(adapter_name):
+    model = two_adapters()
+    asked = [parameter.requires_grad for parameter in model.parameters()]
+    modules = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    with peft_modules.only_adapter(model, adapter_name):
+        assert all(list(m.active_adapters) == ([] if adapter_name is None else ["b"]) for m in modules), (
+            "mixed batches"
+        )
+        assert [parameter.requires_grad for parameter in model.parameters()] == asked
+    assert all(list(module.active_adapters) == ["a"] for module in modules)

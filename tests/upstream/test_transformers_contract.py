@@ -189,3 +189,13 @@ def test_a_state_that_cannot_be_read_has_no_step(tmp_path):
     assert trainer_checkpoints.step_of_state(tmp_path) is None
     (tmp_path / trainer_checkpoints.STATE_NAME).write_text('{"global_step": ')
     assert trainer_checkpoints.step_of_state(tmp_path) is None
+
+
+@torch.no_grad()
+def test_wavlm_makes_the_bias_of_relative_positions_for_any_length():
+    """Else prompts on WavLM get wrong positions: their part of the bias is made by the first attention module."""
+    attention = make("wavlm").wavlm.encoder.layers[0].attention
+    bias = transformers_models.wavlm_position_bias(attention, 7, 7)
+    assert bias.shape == (4, 7, 7)
+    # A bias depends on the distance alone, so a shorter one is a part of a longer one.
+    torch.testing.assert_close(transformers_models.wavlm_position_bias(attention, 5, 3), bias[:, 2:, 2:5])
