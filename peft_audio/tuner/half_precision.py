@@ -44,6 +44,12 @@ def save_activations_in_half(model: nn.Module, enabled: bool = True) -> nn.Modul
 
     Raises:
         ValueError: if no encoder layer has such adapters.
+
+    Examples:
+        >>> base_model = ASTForAudioClassification(ASTConfig(hidden_size=12, num_hidden_layers=1))
+        >>> model = get_peft_model(base_model, peft_audio.IPETConfig())
+        >>> peft_audio.save_activations_in_half(model) is model
+        True
     """
     layers = [module for module in model.modules() if isinstance(module, EncoderTunerLayer)]
     if not layers:
