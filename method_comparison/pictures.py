@@ -25,7 +25,7 @@ from plots.epochs import plot_epochs
 from plots.files import check_picture, read_columns, read_entry, save_picture
 from plots.metrics import AXES
 from plots.tradeoff import Point, plot_tradeoff
-from plots.verification import plot_verification
+from speaker_verification import plot_verification
 
 from peft_audio import AutoPeftModelForAudioClassification
 from peft_audio.data import load_waveform, minimum_seconds, model_inputs

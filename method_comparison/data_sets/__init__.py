@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from peft_audio.data import ClipTable, read_audiofolder
 
 from . import epic_sounds, esc50, fsd50k, gtzan, openmic2018, speech_commands, urbansound8k, voxceleb1
-from .voxceleb1 import Trial, read_trials
 
 
-__all__ = ["DATA_SETS", "DataSet", "Trial", "read_trials"]
+__all__ = ["DATA_SETS", "DataSet"]
 
 
 @dataclass(frozen=True)

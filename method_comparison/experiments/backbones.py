@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from speaker_verification import load_pretrained, put_head
 from train_classification import apply_method
 from transformers import (
     ASTConfig,
@@ -21,15 +22,11 @@ from transformers import (
 from peft_audio import (
     ast_from_ssast,
     ast_from_vit,
-    load_classifier,
-    resize_ast,
     use_mean_token_pooling,
-    use_statistics_pooling,
 )
 from peft_audio.trainer import parameter_counts
 
 from .recipe import Recipe
-from .speaker_embeddings import use_speaker_embeddings
 
 
 AST_STRIDE = 10  # of the published models, in frames and mel bins
@@ -74,7 +71,7 @@ def load_backbone(recipe: Recipe, name: str | None, labels: list[str], folder: P
     backbone = BACKBONES[recipe.backbone]
     published = published_name(recipe, name)
     with found(published):
-        return with_head(backbone.load(published, recipe, labels, folder), recipe)
+        return put_head(backbone.load(published, recipe, labels, folder), recipe)
 
 
 def published_name(recipe: Recipe, name: str | None) -> str:
@@ -105,16 +102,8 @@ def published_size(recipe: Recipe, num_labels: int) -> dict[str, int]:
     config = backbone.config(recipe)
     config.num_labels = num_labels
     with torch.device("meta"):
-        model = with_head(backbone.model_class(config), recipe)
+        model = put_head(backbone.model_class(config), recipe)
         return parameter_counts(apply_method(model, recipe.method, **recipe.options))
-
-
-def with_head(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    if recipe.statistics_pooling:
-        use_statistics_pooling(model)
-    if recipe.code_size is not None:
-        use_speaker_embeddings(model, recipe.code_size)
-    return model
 
 
 def feature_extractor_of(recipe: Recipe, name: str | None, statistics: tuple[float, float] | None):
@@ -133,12 +122,7 @@ def feature_extractor_of(recipe: Recipe, name: str | None, statistics: tuple[flo
 
 
 def _pretrained(name: str, recipe: Recipe, labels: list[str], folder: Path) -> PreTrainedModel:
-    options = {"use_weighted_layer_sum": True} if recipe.weighted_layer_sum else {}
-    model = load_classifier(name, labels, multi_label=recipe.loss == "binary_cross_entropy", **options)
-    if not hasattr(model.config, "patch_size"):
-        return model
-    stride = {} if recipe.stride is None else {"time_stride": recipe.stride, "frequency_stride": recipe.stride}
-    return resize_ast(model, max_length=recipe.frames or model.config.max_length, **stride)
+    return load_pretrained(name, recipe, labels, multi_label=recipe.loss == "binary_cross_entropy")
 
 
 def _ast_of_an_image_model(name: str, recipe: Recipe, labels: list[str], folder: Path) -> PreTrainedModel:

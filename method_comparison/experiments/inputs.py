@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from training.augmentation import SpecAugment, fit_length, mix_waveforms, noise_and_roll, soft_target
+from speaker_verification import input_samples, segment_of
+from training.augmentation import SpecAugment, mix_waveforms, noise_and_roll, random_crop, soft_target
 
-from peft_audio.data import MEL_HOP_SECONDS, MEL_WINDOW_SECONDS, Clip
+from peft_audio.data import Clip
 
 from .recipe import Recipe
 
 
-FRAME_SECONDS = 0.010
 UNKNOWN = -100.0  # the mark of targets that do not count, in losses and metrics
 
 
@@ -39,32 +39,20 @@ class Preparation:
     musan: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
 
     @property
-    def makes_spectrograms(self) -> bool:
-        return hasattr(self.feature_extractor, "num_mel_bins")
-
-    @property
     def num_samples(self) -> int | None:
         """Length of the input; None where clips stay as long as they are."""
-        if self.recipe.frames is None:
-            return None
-        overhang = MEL_WINDOW_SECONDS - MEL_HOP_SECONDS if self.makes_spectrograms else 0  # of the last frame
-        return round((self.recipe.frames * FRAME_SECONDS + overhang) * self.feature_extractor.sampling_rate)
+        return input_samples(self.recipe, self.feature_extractor)
 
     def cut(self, waveform: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Bring a waveform to the length of the input, with `rng` a random part of it."""
-        if self.num_samples is None:
-            return waveform
-        # Spectrograms are filled up by the feature extractor: zeros there are something else than silence.
-        fill = "cut" if self.makes_spectrograms and self.recipe.fill == "pad" else self.recipe.fill
-        return fit_length(waveform, self.num_samples, fill, rng if self.recipe.random_crop else None)
+        length = self.num_samples
+        if rng is not None and self.recipe.random_crop and length is not None and len(waveform) > length:
+            return random_crop(waveform, length, rng)
+        return segment_of(waveform, 0, self.recipe, self.feature_extractor)
 
     def segment(self, waveform: np.ndarray, index: int) -> np.ndarray:
         """Cut number `index` of those that are tested, evenly spread from the front to the end."""
-        count = self.recipe.test_segments
-        if self.num_samples is not None and count > 1:
-            spare = max(len(waveform) - self.num_samples, 0)
-            waveform = waveform[round(index * spare / (count - 1)) :]
-        return self.cut(waveform)
+        return segment_of(waveform, index, self.recipe, self.feature_extractor)
 
     def features(self, waveform: np.ndarray) -> dict[str, np.ndarray]:
         """Run the feature extractor over one waveform."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from data_sets import DATA_SETS, Trial, read_trials
+from data_sets import DATA_SETS
+from speaker_verification import Trial, read_trials, recordings_of
 
 from peft_audio.data import Clip, ClipTable, DataError, Splits, choose_splits
 
 from .recipe import Recipe
-from .verification import recordings_of
 
 
 TRIALS = "veri_test.txt"

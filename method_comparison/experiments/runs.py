@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from data_sets import DATA_SETS
 from files import write_csv, write_json
+from speaker_verification import averaged, recordings_of
 from train_classification import AudioTrainingArguments, apply_method
 from training.aggregation import epoch_metrics
 from training.augmentation import MusanNoise
@@ -24,8 +25,8 @@ from .backbones import BACKBONES, feature_extractor_of, load_backbone
 from .inputs import Preparation, TestSet, TrainingSet, needs_waveforms, targets_of
 from .parts import Part
 from .recipe import Recipe, RecipeError
-from .trainer import RecipeTrainer, averaged, metrics_of
-from .verification import metrics_of_trials, recordings_of
+from .trainer import RecipeTrainer, metrics_of
+from .verification import metrics_of_trials
 
 
 RESULT = "result.json"

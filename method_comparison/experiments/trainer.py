@@ -6,20 +6,20 @@ import math
 import numpy as np
 import torch
 from sklearn.metrics import accuracy_score
+from speaker_verification import EmbeddingTrainer, averaged
 from torch import nn
 from training.optimizers import make_optimizer
 from training.schedules import epoch_steps
 
 from peft_audio.losses import classification_loss
 from peft_audio.metrics import mean_average_precision
-from peft_audio.trainer import AudioTrainer, logits_of
+from peft_audio.trainer import logits_of
 
 from .inputs import UNKNOWN
 from .recipe import Recipe
-from .speaker_embeddings import speaker_embeddings_of
 
 
-class RecipeTrainer(AudioTrainer):
+class RecipeTrainer(EmbeddingTrainer):
     """A Trainer that trains and tests as a recipe says.
 
     Args:
@@ -46,16 +46,6 @@ class RecipeTrainer(AudioTrainer):
             self.lr_scheduler = epoch_steps(optimizer or self.optimizer, steps, **never | dict(self.recipe.schedule))
         return self.lr_scheduler
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self.recipe.code_size is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        # What is tested is the speaker embedding; the speakers are not those of training, so there is no loss.
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs.pop("labels")
-        with torch.no_grad(), speaker_embeddings_of(model) as embeddings, self.compute_loss_context_manager():
-            model(**inputs)
-        return None, embeddings[-1].float(), labels
-
 
 def metrics_of(recipe: Recipe):
     """The function that gives the metrics of logits `(cuts, labels)`; those of one clip are averaged first."""
@@ -72,8 +62,3 @@ def metrics_of(recipe: Recipe):
         return {"map": mean_average_precision(logits, np.where(targets == UNKNOWN, np.nan, targets))}
 
     return compute
-
-
-def averaged(values: np.ndarray, count: int) -> np.ndarray:
-    """The means of every `count` rows, `(rows, n)` to `(rows / count, n)`."""
-    return values.reshape(-1, count, values.shape[1]).mean(axis=1)

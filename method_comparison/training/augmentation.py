@@ -10,6 +10,7 @@ from pathlib import Path
 import librosa
 import numpy as np
 import soundfile
+from speaker_verification import cut_or_fill
 
 from peft_audio.data import AUDIO_SUFFIXES
 
@@ -33,16 +34,11 @@ def fit_length(
         raise ValueError(f"how must be cut, repeat or pad, got {how!r}.")
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    missing = num_samples - len(waveform)
-    if missing == num_samples:
+    if len(waveform) == 0:
         raise ValueError("The waveform has no samples: leave such clips out.")
-    if missing < 0:
-        return waveform[:num_samples] if rng is None else random_crop(waveform, num_samples, rng)
-    if how == "repeat":
-        return np.resize(waveform, (num_samples, *waveform.shape[1:]))
-    if how == "pad":
-        return np.pad(waveform, [(0, missing)] + [(0, 0)] * (waveform.ndim - 1))
-    return waveform
+    if rng is not None and len(waveform) > num_samples:
+        return random_crop(waveform, num_samples, rng)
+    return cut_or_fill(waveform, num_samples, how)
 
 
 def random_crop(waveform: np.ndarray, num_samples: int, rng: np.random.Generator) -> np.ndarray:

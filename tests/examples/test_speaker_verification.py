@@ -6,7 +6,10 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import generated_voices
@@ -15,15 +18,20 @@ import pytest
 import soundfile
 import speaker_verification
 import torch
-from data_sets import Trial, read_trials
 from experiments import parts, runs
 from experiments.backbones import load_backbone
 from experiments.recipe import load_recipe
-from experiments.speaker_embeddings import speaker_embeddings_of, use_speaker_embeddings
-from experiments.verification import recordings_of, score_trials
 from layouts import LAYOUTS, write_audio
 from sklearn.metrics import roc_curve
 from sounds import save_model
+from speaker_verification import (
+    Trial,
+    read_trials,
+    recordings_of,
+    score_trials,
+    speaker_embeddings_of,
+    use_speaker_embeddings,
+)
 from tiny import make
 from train_classification import apply_method
 from transformers import set_seed
@@ -70,6 +78,16 @@ def test_codes_are_the_output_of_the_heads_first_layer():
     np.testing.assert_allclose(logits, normed @ weights["speakers.weight"].T + weights["speakers.bias"], atol=1e-5)
 
 
+def test_a_copy_of_the_script_needs_nothing_but_the_package(tmp_path):
+    script = shutil.copy(speaker_verification.__file__, tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(Path(speaker_verification.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--trials" in done.stdout
+
+
 # ---- runs on stand-ins -----------------------------------------------------------------------------------------------
 
 
@@ -85,6 +103,10 @@ class Finished:
     @property
     def result(self):
         return json.loads((self.folder / "result.json").read_text())
+
+    @property
+    def options(self):
+        return {"output_dir": str(self.folder), "use_cpu": True, "disable_tqdm": True}
 
     def arguments(self, *more):
         places = ("--data_dir", str(self.data), "--cache_dir", str(self.setting.cache_dir))
@@ -133,7 +155,7 @@ def tones(request, tmp_path_factory):
 def test_a_reloaded_run_gives_the_speaker_embeddings_of_its_last_test(tones):
     verifier = speaker_verification.load_verifier(tones.folder)
     trials = read_trials(tones.data)
-    embeddings = speaker_verification.extract_embeddings(verifier, trials, tones.setting)
+    embeddings = speaker_verification.extract_embeddings(verifier, trials, tones.setting.cache_dir, **tones.options)
     recordings = recordings_of(trials)
     assert tones.embeddings.shape == (3 * len(recordings), 128)
     by_hand = [tones.embeddings[3 * index : 3 * index + 3].mean(axis=0) for index in range(len(recordings))]
@@ -145,7 +167,10 @@ def test_a_run_is_scored_where_its_model_has_moved_to(tones, tmp_path):
     model = tones.result["settings"]["model"]
     shutil.copytree(model, tmp_path / "moved")
     shutil.copytree(tones.folder, tmp_path / "run")
-    change_result(tmp_path / "run", model=str(tmp_path / "gone"))
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == model
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    (tmp_path / "run" / "adapter_config.json").write_text(json.dumps(config))
     arguments = [str(tmp_path / "run"), *tones.arguments()[1:]]
     with pytest.raises(ValueError, match="gone: neither a folder"):
         speaker_verification.main(arguments)
@@ -178,9 +203,10 @@ def without_embeddings(folder):
     change_result(folder, recipe=recipe | {"code_size": None})
 
 
-def with_an_unknown_setting(folder):
+def without_a_setting(folder):
     recipe = json.loads((folder / "result.json").read_text())["settings"]["recipe"]
-    change_result(folder, recipe=recipe | {"colour": "red"})
+    del recipe["test_segments"]
+    change_result(folder, recipe=recipe)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +215,8 @@ def with_an_unknown_setting(folder):
         (lambda folder: (folder / "result.json").unlink(), "result.json: cannot be read"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no adapter_model.safetensors"),
         (without_embeddings, "has no speaker embeddings. Give the run of a verification recipe"),
-        (with_an_unknown_setting, "result.json: is no recipe of this version .*'colour'"),
+        (without_a_setting, "result.json: is no recipe of this version .*'test_segments'"),
+        (lambda folder: (folder / "result.json").write_text("[]"), "result.json: is no recipe of this version"),
     ],
 )
 def test_a_folder_that_is_no_finished_verification_is_refused(spoil, message, tones, tmp_path):
@@ -307,13 +334,14 @@ def test_a_folder_with_files_in_it_is_left_alone(tmp_path):
 # ---- from the voices to the error rate -------------------------------------------------------------------------------
 
 
+SPOKEN = {"frames": 192, "test_segments": 2, "spec_augment": None, "noise": False, "epochs": 6, "batch_size": 16}
+SPOKEN |= {"learning_rate": 5e-3, "options": {"num_virtual_tokens": 4, "bottleneck_dim": 64, "scaling": 1.0}}
+
+
 @pytest.fixture(scope="session")
 def spoken(voices, tmp_path_factory):
     """The bundled backbone, trained on the voices that are in no trial: about 20 s."""
-    changes = {"frames": 192, "test_segments": 2, "spec_augment": None, "noise": False}
-    changes |= {"epochs": 6, "batch_size": 16, "learning_rate": 5e-3}
-    changes["options"] = {"num_virtual_tokens": 4, "bottleneck_dim": 64, "scaling": 1.0}
-    recipe = load_recipe("ipet/ast-voxceleb1", changes)
+    recipe = load_recipe("ipet/ast-voxceleb1", SPOKEN)
     return train(recipe, voices, BACKBONE, tmp_path_factory.mktemp("spoken"))
 
 
@@ -329,13 +357,13 @@ def scored(spoken):
 def test_unseen_voices_are_told_apart_and_training_helps(spoken, scored):
     trained = scored[0]["equal_error_rate"]
     verifier = speaker_verification.load_verifier(spoken.folder)
-    recipe = verifier.recipe
+    recipe = load_recipe("ipet/ast-voxceleb1", SPOKEN)
     set_seed(0)
     untrained = load_backbone(recipe, str(BACKBONE), [str(index) for index in range(48)], spoken.folder / "base")
     untrained = apply_method(untrained, recipe.method, **recipe.options)
     trials = read_trials(spoken.data)
     embeddings = speaker_verification.extract_embeddings(
-        dataclasses.replace(verifier, model=untrained), trials, spoken.setting
+        verifier._replace(model=untrained), trials, spoken.setting.cache_dir, **spoken.options
     )
     assert trained < 0.3  # 0.5 at chance
     assert trained < equal_error_rate(*score_trials(embeddings, trials)) - 0.02

@@ -5,8 +5,9 @@ import layouts
 import numpy as np
 import pytest
 import soundfile
-from data_sets import DATA_SETS, Trial, epic_sounds, read_trials
+from data_sets import DATA_SETS, epic_sounds
 from layouts import FREQUENCIES, LAYOUTS, RATE, refused, tones
+from speaker_verification import Trial, read_trials
 
 from peft_audio.data import choose_splits, load_waveform
 

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 from drawn import figure_of, legend_of, lines_of, ticks_of
-from plots.verification import plot_verification
+from speaker_verification import plot_verification
 
 
 def trials(count=300, seed=3):
