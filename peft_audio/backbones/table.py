@@ -193,6 +193,11 @@ def is_to_check(backbone: Backbone) -> bool:
     return backbone.model_type in _REGISTERED and (backbone.model_type, backbone.spec) not in _CHECKED
 
 
+def was_checked(backbone: Backbone) -> bool:
+    """Whether the row of this model is a user's and was found to hold."""
+    return (backbone.model_type, backbone.spec) in _CHECKED
+
+
 def remember_checked(backbone: Backbone) -> None:
     """Note that the row of this model holds."""
     _CHECKED.add((backbone.model_type, backbone.spec))

@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from ..backbones.spec import Backbone
+from ..backbones.table import was_checked
 from ..upstream.hooks import forward_hooks, has_global_hooks, is_output_capturing, remove_hooks
+from ..upstream.transformers_models import is_class_of_transformers
 from ..utils.forward_pass import ForwardPass
 from .encoder_layer import EncoderTunerLayer
 
@@ -55,10 +57,15 @@ class ReadTokens:
 
 
 def install_read_tokens(model: nn.Module, backbone: Backbone) -> None:
-    """Put `ReadTokens` on a classifier whose last layer has adapters, where its head reads the first tokens alone."""
+    """Put `ReadTokens` on a classifier whose last layer has adapters, where its head reads the first tokens alone.
+
+    A user's own class may read other tokens than transformers' classes of the same type do, so it gets all of them,
+    unless the user's own row was checked on it.
+    """
     remove_read_tokens(model)
     last, num_tokens = model.get_submodule(backbone.layer_names[-1]), backbone.spec.read_tokens
-    if num_tokens is not None and backbone.head and isinstance(last, EncoderTunerLayer):
+    is_known = is_class_of_transformers(model) or was_checked(backbone)
+    if num_tokens is not None and is_known and backbone.head and isinstance(last, EncoderTunerLayer):
         last.set_read_tokens(num_tokens)
         ReadTokens(last, backbone.encoder, last.forward_pass).install(model)
 

@@ -16,6 +16,11 @@ from torch import nn
 from .torch_modules import install_stand_in, remove_stand_in
 
 
+def is_class_of_transformers(model: nn.Module) -> bool:
+    """Whether a model is of a class that transformers defines, so that its forward is the one that is known."""
+    return type(model).__module__.startswith("transformers.models.")
+
+
 def initialize_weights(model: Any, module: nn.Module) -> None:
     """Give `module` new weights, drawn as `model` draws those of its own modules."""
     module.apply(model._init_weights)

@@ -9,7 +9,8 @@ import torch
 from peft import get_peft_model
 from tiny import METHODS, NOT_IN_LAYERS, NUM_LAYERS, make, make_inputs, randomize, trainable
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
-from transformers import DeiTForImageClassificationWithTeacher
+from transformers import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from peft_audio import use_mean_token_pooling
 from peft_audio.tuner.read_tokens import remove_read_tokens
@@ -85,6 +86,24 @@ def test_the_last_layer_runs_over_the_tokens_that_the_head_reads(backbone, metho
     assert seen[4:] == [num_tokens] * 4
     assert all(value.abs().max() > 0 for name, value in expected.items() if "bias" not in name)
     assert_close(actual, expected)
+
+
+class ReadsAll(ViTForImageClassification):
+    """A user's classifier whose head reads the mean of all tokens."""
+
+    def forward(self, pixel_values=None, output_hidden_states=None, **kwargs):
+        output = self.vit(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
+        return ImageClassifierOutput(logits=self.classifier(output.last_hidden_state.mean(1)))
+
+
+@pytest.mark.parametrize("method", IN_LAYERS)
+def test_a_users_own_head_gets_all_tokens(method):
+    base = make("vit")
+    base.__class__ = ReadsAll
+    model = adapted("vit", method, base)
+    with torch.no_grad():
+        expected = model(**inputs_of("vit"), output_hidden_states=True).logits
+        assert_close(model(**inputs_of("vit")).logits, expected)
 
 
 @pytest.mark.parametrize("by_config", [False, True])
