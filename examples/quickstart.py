@@ -14,7 +14,7 @@ if __name__ == "__main__" and "get_ipython" not in globals():  # a script: print
 # %% [markdown]
 # # A tour of peft_audio
 #
-# A frozen pretrained audio model, a few hundred labelled clips, and adapters: small trainable parts that are put into
+# A frozen pretrained audio model, a few hundred labeled clips, and adapters: small trainable parts that are put into
 # the model, trained with the transformers Trainer, and saved in files of some hundred kilobytes.
 
 # %%
@@ -106,7 +106,7 @@ show(
 )
 
 # %% [markdown]
-# ## 2. A small labelled data set
+# ## 2. A small labeled data set
 #
 # Eight classes: one of four sounds that the backbone has not seen in pretraining, in the first or in the second half
 # of a clip of 2.56 s. Pretraining taught the backbone *what* sounds, wherever it is in the clip; *when* is new to it.

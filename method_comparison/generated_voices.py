@@ -126,8 +126,8 @@ def trials(utterances: list[Utterance]) -> list[str]:
     same = [(one, two) for one, two in pairs if one.speaker == two.speaker and one.video != two.video]
     others = [(one, two) for one, two in pairs if one.speaker != two.speaker and one.sentence != two.sentence]
     drawn = sorted(np.random.default_rng(0).choice(len(others), len(same), replace=False))
-    labelled = [(1, *pair) for pair in same] + [(0, *others[index]) for index in drawn]
-    return [f"{label} {one.path} {two.path}" for label, one, two in labelled]
+    labeled = [(1, *pair) for pair in same] + [(0, *others[index]) for index in drawn]
+    return [f"{label} {one.path} {two.path}" for label, one, two in labeled]
 
 
 def write_lines(path: Path, lines: list[str]) -> None:

@@ -221,7 +221,7 @@ def test_frozen_front_end_runs_no_backward_pass(backbone, method):
     model = adapted(backbone, method).train()
     front_end = resolve(model.get_base_model()).feature_encoder
     if front_end is None:
-        pytest.skip("no convolutional front end")
+        pytest.skip("no convolutional feature encoder")
     outputs = []
     front_end.register_forward_hook(lambda module, args, output: outputs.append(output))
     model(**make_inputs(backbone), labels=LABELS).loss.backward()

@@ -93,11 +93,11 @@ def with_half_precision_activations(model: PreTrainedModel) -> nn.Module:
 
 
 FULL, LORA = "full fine-tuning", "LoRA of PEFT (r = 8 on query and value)"
-LORA_FROZEN = "LoRA, with the front end's backward pass turned off"
+LORA_FROZEN = "LoRA, with the feature encoder's backward pass turned off"
 IPET, IPET_LARGE = "IPET (k = 4, h = 32)", "IPET (k = 64, h = 64)"
 IPET_HALF = "IPET (k = 4, h = 32), activations in half precision"
 LAYER_WIDE = "the same, prompts in front of whole layers"
-LAYER_WIDE_FROZEN = "the same, with the front end frozen"
+LAYER_WIDE_FROZEN = "the same, with the feature encoder frozen"
 LOAA, AAT_MS = "LoAA T + F (r = 36)", "AAT^MS (d / 4)"
 
 SUBJECTS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {

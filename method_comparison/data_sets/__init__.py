@@ -130,7 +130,7 @@ DATA_SETS = {
         openmic2018.read,
         20,
         10.0,
-        "20,000 clips, labelled in part. Humphrey, Durand and McFee, OpenMIC-2018: An Open Data-set for Multiple "
+        "20,000 clips, labeled in part. Humphrey, Durand and McFee, OpenMIC-2018: An Open Data-set for Multiple "
         "Instrument Recognition, 2018.",
         multi_label=True,
         splits=("train", "test"),

@@ -20,7 +20,7 @@ COLUMNS = ["annotation_id", "video_id", "start_timestamp", "stop_timestamp", "cl
 
 
 def read(root: str | Path) -> ClipTable:
-    """The labelled segments of EPIC-SOUNDS, in its two splits. (The labels of its test split are not published.)
+    """The labeled segments of EPIC-SOUNDS, in its two splits. (The labels of its test split are not published.)
 
     Raises:
         DataError: a piece of the layout is missing, or a segment does not end after it starts; names it.

@@ -33,7 +33,7 @@ def read(root: str | Path) -> ClipTable:
     from_npz = not (folder.root / LABELS_CSV).is_file() and (folder.root / LABELS_NPZ).is_file()
     relevance = (relevance_from_npz if from_npz else relevance_from_csv)(folder, instruments)
     folder.refuse(splits.keys() - relevance.keys(), folder.root, "clips of the partitions have no labels")
-    folder.refuse(relevance.keys() - splits.keys(), folder.root, "labelled clips are in no partition")
+    folder.refuse(relevance.keys() - splits.keys(), folder.root, "labeled clips are in no partition")
     clips = []
     for name in sorted(splits):
         known = relevance[name]

@@ -17,7 +17,7 @@ SUBSETS = {"1": "train", "2": "validation", "3": "test"}
 
 
 def read(root: str | Path, split: str = "identification", trials: str = "veri_test.txt") -> ClipTable:
-    """The utterances of VoxCeleb1, labelled with their speaker.
+    """The utterances of VoxCeleb1, labeled with their speaker.
 
     Args:
         root: the folder with iden_split.txt or the trials, and the wav folders.

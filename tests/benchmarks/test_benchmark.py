@@ -196,12 +196,12 @@ def test_everything_is_measured_and_written(small, tmp_path, capsys):
     for row in report["rows"]:
         assert row["step_seconds"] > 0 and row["forward_seconds"] > 0 and row["saved_bytes"] > 0
         assert (row["checkpoint_bytes"] is None) == (
-            "whole layers" in row["method"] or "front end frozen" in row["method"]
+            "whole layers" in row["method"] or "feature encoder frozen" in row["method"]
         )
     for name in inputs:
         flops = {row["method"]: row["flops"] for row in report["rows"] if row["input"] == name}
         assert flops[IPET] < flops[IPET_LARGE] < flops[LAYER_WIDE_FROZEN]
-        # The front end of this reference runs its backward pass. An AST has none.
+        # The feature encoder of this reference runs its backward pass. An AST has none.
         assert (flops[LAYER_WIDE_FROZEN] < flops[LAYER_WIDE]) == (name == WAV2VEC2_1.name)
     named = [target["name"] for target in report["targets"]]
     wanted = [target.name for name in inputs for target in targets.TARGETS if target.source.name == name]
