@@ -23,7 +23,8 @@ for script in map(Path, sys.argv[1:]):
     runpy.run_path(str(script), run_name="started")
     for name, module in list(sys.modules.items()):
         file = str(getattr(module, "__file__", ""))
-        if file.startswith(str(script.parents[1])) and not name.startswith("peft_audio"):
+        is_installed = file.startswith(sys.prefix) or name.startswith("peft_audio")
+        if file.startswith(str(script.parents[1])) and not is_installed:
             del sys.modules[name]
     print(script.name)
 """
