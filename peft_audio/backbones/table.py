@@ -190,7 +190,7 @@ def register_backbone(model_type: str, spec: SpecOrRule) -> None:
 
 def is_to_check(backbone: Backbone) -> bool:
     """Whether the row of this model is a user's and was not checked yet."""
-    return backbone.model_type in _REGISTERED and (backbone.model_type, backbone.spec) not in _CHECKED
+    return backbone.model_type in _REGISTERED and not was_checked(backbone)
 
 
 def was_checked(backbone: Backbone) -> bool:
