@@ -27,6 +27,8 @@ from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPA
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .tuner.half_precision import save_activations_in_half
 from .upstream.registration import register_pipeline_model
+from .whisper.padding import use_padding_mask
+from .whisper.resize import resize_whisper
 
 
 __version__ = "0.1.0"
@@ -61,9 +63,11 @@ __all__ = [
     "query_value_projections",
     "register_backbone",
     "resize_ast",
+    "resize_whisper",
     "save_activations_in_half",
     "supported_backbones",
     "use_mean_token_pooling",
+    "use_padding_mask",
     "use_statistics_pooling",
     "write_card",
 ]

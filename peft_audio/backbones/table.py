@@ -105,6 +105,7 @@ _WHISPER = replace(
     feed_forward="fc2",
     input=("encoder.conv1", "conv1"),
     input_shape=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
+    settings=(*_FRAMES.settings, "max_source_positions"),
     keys_and_values=("k_proj", "v_proj"),
 )
 

@@ -12,6 +12,9 @@ import torch
 from torch import nn
 
 
+MASK = "attention_mask"
+
+
 @dataclass
 class ModuleCall:
     """One call of a module during a forward pass.
@@ -93,9 +96,12 @@ def with_first_argument(args: tuple, kwargs: dict[str, Any], tensor: torch.Tenso
 
 
 def argument_names(model: nn.Module) -> list[str]:
-    """Return the names of the model's arguments, without those of `**kwargs`."""
+    """Return the names of the model's arguments; of those in `**kwargs` the mask alone, which models hand on in it."""
+    parameters = inspect.signature(model.forward).parameters
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return [name for name, p in inspect.signature(model.forward).parameters.items() if p.kind not in variable]
+    names = [name for name, parameter in parameters.items() if parameter.kind not in variable]
+    takes_more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [*names, MASK] if takes_more and MASK not in names else names
 
 
 def is_input(name: str) -> bool:

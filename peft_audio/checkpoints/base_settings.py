@@ -14,6 +14,7 @@ from ..ast.resize import RESIZES
 from ..backbones.spec import Backbone, EncoderSpec
 from ..heads.mean_token_pooling import TOKEN_POOLING, has_mean_token_pooling, is_ast
 from ..heads.statistics_pooling import has_statistics_pooling
+from ..whisper.padding import PADDING_MASK, has_padding_mask, is_whisper_classifier
 
 
 LABELS = "id2label"
@@ -41,6 +42,8 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
         settings[POOLING] = has_statistics_pooling(model)
     if is_ast(model):
         settings[TOKEN_POOLING] = has_mean_token_pooling(model)
+    if is_whisper_classifier(model):
+        settings[PADDING_MASK] = has_padding_mask(model)
     if getattr(config, RESIZES, None):
         settings[RESIZES] = getattr(config, RESIZES)
     if getattr(config, LABELS, None):
@@ -108,14 +111,17 @@ def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbon
             f"The adapter was trained on a model of type {settings[MODEL_TYPE]!r}, but this {type(model).__name__} is of "
             f"type {backbone.model_type!r}. Load the base model that it was trained on."
         )
-    names = (*backbone.spec.settings, POOLING, TOKEN_POOLING, RESIZES)
+    # Checkpoints of earlier versions lack what was added to a row since.
+    of_row = [name for name in backbone.spec.settings if name in settings]
+    names = (*of_row, POOLING, TOKEN_POOLING, PADDING_MASK, RESIZES)
     # Absent and False mean the same: no such head, or never resized.
     different = {name for name in names if (settings.get(name) or None) != (present.get(name) or None)}
     if different:
         raise ValueError(
             f"The adapter was trained with {_join(settings, different)}, but this {type(model).__name__} has "
             f"{_join(present, different)}. AutoPeftModelForAudioClassification.from_pretrained sets the base model up "
-            "for the adapter; by hand, call resize_ast, use_statistics_pooling or use_mean_token_pooling first."
+            "for the adapter; by hand, call resize_ast, resize_whisper, use_statistics_pooling, use_mean_token_pooling or "
+            "use_padding_mask first."
         )
     _check_num_labels(settings, present, model, backbone)
 

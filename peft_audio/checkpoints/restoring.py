@@ -14,6 +14,8 @@ from ..config import EncoderAdapterConfig
 from ..heads.mean_token_pooling import TOKEN_POOLING, remembers_mean_token_pooling, use_mean_token_pooling
 from ..heads.statistics_pooling import pools_statistics, use_statistics_pooling
 from ..upstream.transformers_models import initialize_weights
+from ..whisper.padding import PADDING_MASK, remembers_padding_mask, use_padding_mask
+from ..whisper.resize import POSITIONS, restore_positions
 from .base_settings import POOLING, labels_of, set_labels
 
 
@@ -28,11 +30,15 @@ def restore_settings(model: nn.Module, settings: dict[str, Any]) -> None:
     done = getattr(config, RESIZES, None) or []
     for step in (settings.get(RESIZES) or [])[len(done) :]:
         resize_ast(model, **step)
+    if POSITIONS in settings and settings[POSITIONS] != getattr(config, POSITIONS, None):
+        restore_positions(model, settings[POSITIONS])
     if settings.get(POOLING) and not pools_statistics(model):
         use_statistics_pooling(model)
     # Also for a base model that was saved with mean-token pooling: its hook is not part of the files.
     if settings.get(TOKEN_POOLING) or remembers_mean_token_pooling(config):
         use_mean_token_pooling(model)
+    if settings.get(PADDING_MASK) or remembers_padding_mask(config):
+        use_padding_mask(model)
 
 
 def restore_labels(model: Any, config: EncoderAdapterConfig) -> None:

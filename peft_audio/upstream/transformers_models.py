@@ -2,8 +2,9 @@
 
 Relied upon: `_init_weights`, which every `PreTrainedModel` has; `_get_feature_vector_attention_mask` of the types with a
 convolutional feature encoder; `_attn_implementation` of a configuration; `gradient_checkpointing` of a layer, which
-before transformers 5.23 acts in a `__call__` of the layer's own; `_freeze_parameters` of feature encoders; and of WavLM's
-attention, `compute_bias` and `rel_attn_embed`.
+before transformers 5.23 acts in a `__call__` of the layer's own; `_freeze_parameters` of feature encoders; of WavLM's
+attention, `compute_bias` and `rel_attn_embed`; of Whisper's module, `sinusoids`; and `create_bidirectional_mask`, by which
+encoders make attention's masks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Optional
 
 import torch
 from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
 
 from .torch_modules import install_stand_in, remove_stand_in
 
@@ -76,3 +78,23 @@ def wavlm_position_bias(attention: Any, num_queries: int, num_keys: int) -> torc
     finally:
         for name, value in before.items():
             remove_stand_in(embedding, name, value)
+
+
+def whisper_positions(num_tokens: int, hidden_size: int) -> torch.Tensor:
+    """Return the sinusoidal positions of Whisper's encoder, `(num_tokens, hidden_size)`, in float32."""
+    from transformers.models.whisper.modeling_whisper import (
+        sinusoids,
+    )  # only who resizes a Whisper waits for its import
+
+    return sinusoids(num_tokens, hidden_size)
+
+
+def encoder_mask(config: Any, hidden_states: torch.Tensor, is_real: torch.Tensor) -> Any:
+    """Return a mask for an encoder's attention, in the form that its implementation takes.
+
+    Args:
+        config: the encoder's configuration.
+        hidden_states: `(batch, tokens, d)`.
+        is_real: `(batch, tokens)`, False for padding.
+    """
+    return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=is_real)

@@ -1,0 +1,1 @@
+"""Whisper's encoder: other input lengths, and clips that are shorter than the input."""
