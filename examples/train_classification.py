@@ -10,6 +10,7 @@ extractor, the model card README.md, curves.png and all_results.json. Needs peft
 import json
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
@@ -17,29 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import torch
 import transformers
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
-from transformers import AutoConfig, TrainingArguments
+from transformers import AutoConfig
 
 import peft_audio
 from peft_audio import encoder_layers, head_modules, load_classifier, query_value_projections, save_activations_in_half
-from peft_audio.data import (
-    AudioCollator,
-    BadAudioError,
-    DataError,
-    TrainingData,
-    load_feature_extractor,
-    minimum_seconds,
-)
-from peft_audio.metrics import mean_average_precision
-from peft_audio.trainer import AudioTrainer, logits_of, parameter_counts, plot_curves, saved_bytes
+from peft_audio.data import AudioCollator, BadAudioError, DataError, TrainingData, pads_to_fixed_seconds
+from peft_audio.trainer import AudioTrainer, AudioTrainingArguments, multi_label_metrics, single_label_metrics
+from peft_audio.trainer.reports import plot_curves
+from peft_audio.whisper import padding_advice
 
 
 logger = logging.getLogger(__name__)
+logger.setLevel(logging.INFO)
 
 
 def silence_peft() -> None:
@@ -182,6 +176,8 @@ def argument(default: Any, help_text: str, **more) -> Any:
 class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "The pretrained model: a folder, or a name on the Hub."})
     max_length: int | None = argument(None, "AST: frames (10 ms) of the input; the model's own if left out.")
+    mask_padding: bool = argument(False, "Whisper: leave the padding of short clips out, see use_padding_mask.")
+    cache_frozen: bool = argument(False, "Compute once what no epoch changes; a linear probe does so by itself.")
     half_precision_activations: bool = argument(False, "Keep what adapted layers save for backward in float16.")
 
 
@@ -194,7 +190,7 @@ class DataArguments:
     label_column_name: str = argument("label", "Its column with the labels.")
     fold: str | None = argument(None, "Test on this fold, train on the rest.")
     test_fraction: float = argument(0.2, "Share of the clips that test, where neither fold nor split says which.")
-    max_seconds: float | None = argument(None, "Cut longer clips to this length.")
+    max_seconds: float | None = argument(None, "Cut longer clips to this length; a Whisper's input gets as short.")
     cache_dir: str | None = argument(None, "Keep the features in this folder, for other runs too; else in memory.")
     streaming: bool = argument(False, "Train while --dataset_name is being fetched; needs --max_steps.")
     shuffle_buffer: int = argument(1000, "Clips of a stream that each next one is drawn from.")
@@ -221,30 +217,13 @@ GIVEN = {"options": lambda self: {name: getattr(self, name) for name in OPTIONS 
 MethodArguments = make_dataclass("MethodArguments", [METHOD, *map(method_argument, OPTIONS)], namespace=GIVEN)
 
 
-@dataclass
-class AudioTrainingArguments(TrainingArguments):  # with defaults for this job
-    num_train_epochs: float = argument(15, "Number of training epochs.")
-    per_device_train_batch_size: int = argument(16, "Training clips a step and device.")
-    per_device_eval_batch_size: int = argument(32, "Evaluation clips a step and device.")
-    learning_rate: float | None = argument(None, "The method's own if left out.")
-    lr_scheduler_type: str = argument("cosine", "The learning rate's schedule.")
-    warmup_steps: float = argument(0.1, "Warm-up: steps, or (below 1) share of all steps.")
-    eval_strategy: str = argument("epoch", "When to evaluate: no, epoch or steps.")
-    logging_strategy: str = argument("epoch", "When to log: no, epoch or steps.")
-    save_strategy: str = argument("epoch", "When to write checkpoints: no, epoch or steps.")
-    save_total_limit: int | None = argument(1, "Checkpoints kept.")
-    report_to: str | None = argument("none", "Where to log besides, e.g. tensorboard.")
-    hub_strategy: str = argument("end", "When to push to the Hub, with --push_to_hub.")
-    dataloader_pin_memory: bool = argument(torch.accelerator.is_available(), "Pin memory, for an accelerator.")
-
-
 def parse_arguments(arguments: list[str] | None = None):
     """The four groups of arguments, checked. Raises `UsageError` where they do not fit together."""
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, MethodArguments, AudioTrainingArguments))
     arguments = sys.argv[1:] if arguments is None else arguments
     is_file = len(arguments) == 1 and arguments[0].endswith(".json")
     parsed = parser.parse_json_file(arguments[0]) if is_file else parser.parse_args_into_dataclasses(arguments)
-    _, data_args, method_args, args = parsed
+    model_args, data_args, method_args, args = parsed
     try:
         make_config(method_args.method, **method_args.options())
     except ValueError as error:
@@ -256,6 +235,8 @@ def parse_arguments(arguments: list[str] | None = None):
             "--streaming is for a data set on the Hub with splits of its own: give --dataset_name and --max_steps (the "
             "length of a stream is not known), and no --fold."
         )
+    if data_args.streaming and model_args.cache_frozen:
+        raise UsageError("--cache_frozen keeps what it computes of each clip, a stream does not end: leave one out.")
     if args.learning_rate is None:
         args.learning_rate = METHODS[method_args.method].learning_rate
     args.label_names = args.label_names or ["labels"]
@@ -280,30 +261,14 @@ def load_data(args: DataArguments, feature_extractor, min_seconds: float, seed: 
     return peft_audio.data.prepare_clips(table, feature_extractor, cache_dir=args.cache_dir, **split, **limits)
 
 
-def single_label_metrics(prediction) -> dict[str, float]:
-    """Accuracy and macro-F1 of logits (clips, labels) against class indices (clips,)."""
-    predicted = logits_of(prediction.predictions).argmax(axis=-1)
-    return {
-        "accuracy": accuracy_score(prediction.label_ids, predicted),
-        "macro_f1": f1_score(prediction.label_ids, predicted, average="macro", zero_division=0),
-    }
-
-
-def multi_label_metrics(prediction) -> dict[str, float]:
-    """Mean average precision (over the labels that some clip has) and micro-F1 against 0/1 targets (clips, labels)."""
-    logits, targets = logits_of(prediction.predictions), prediction.label_ids
-    return {
-        "map": mean_average_precision(logits, targets),
-        "micro_f1": f1_score(targets, logits > 0, average="micro", zero_division=0),
-    }
-
-
 def load_inputs(args: ModelArguments, max_seconds: float | None):
     """The model's feature extractor, and the length in seconds of the shortest clip that it takes."""
     name = args.model_name_or_path
     try:
-        feature_extractor = load_feature_extractor(name, args.max_length)
-        min_seconds = minimum_seconds(AutoConfig.from_pretrained(name), feature_extractor.sampling_rate)
+        feature_extractor = peft_audio.data.load_feature_extractor(name, args.max_length, max_seconds)
+        min_seconds = peft_audio.data.minimum_seconds(
+            AutoConfig.from_pretrained(name), feature_extractor.sampling_rate
+        )
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--model_name_or_path {name}: neither a folder nor a model on the Hub ({reason})") from None
@@ -314,6 +279,26 @@ def load_inputs(args: ModelArguments, max_seconds: float | None):
     return feature_extractor, min_seconds
 
 
+def load_model(args: ModelArguments, method_args, data: TrainingData, feature_extractor, max_seconds: float | None):
+    """The model, set up for the method and for inputs of this length."""
+    lengths = {"max_length": args.max_length}
+    if pads_to_fixed_seconds(feature_extractor) and max_seconds is not None:
+        lengths["max_seconds"] = feature_extractor.chunk_length
+        logger.info("The model's input is now %d s long.", feature_extractor.chunk_length)
+    elif pads_to_fixed_seconds(feature_extractor) and hasattr(data.train, "__len__"):
+        for advice in padding_advice(feature_extractor, data.train):
+            logger.warning(advice)
+    model = load_classifier(args.model_name_or_path, data.labels, multi_label=data.multi_label, **lengths)
+    try:
+        model = peft_audio.use_padding_mask(model) if args.mask_padding else model
+        model = apply_method(model, method_args.method, **method_args.options())
+        if args.half_precision_activations:
+            save_activations_in_half(model)
+    except ValueError as error:  # what only the model shows, e.g. a kernel over frequency on a model of waveforms
+        raise UsageError(f"--method {method_args.method}: {error}") from error
+    return model
+
+
 def main(arguments: list[str] | None = None) -> dict:
     """Trains as the command line (or `arguments`) says. Returns the content of all_results.json."""
     model_args, data_args, method_args, args = parse_arguments(arguments)
@@ -322,36 +307,52 @@ def main(arguments: list[str] | None = None) -> dict:
     data = load_data(data_args, feature_extractor, min_seconds, args.seed)
     if args.load_best_model_at_end and data.evaluation is data.test:
         logger.warning("There is no validation split, so the best checkpoint is chosen by the test clips.")
-    model = load_classifier(
-        model_args.model_name_or_path, data.labels, multi_label=data.multi_label, max_length=model_args.max_length
-    )
+    model = load_model(model_args, method_args, data, feature_extractor, data_args.max_seconds)
+    with tempfile.TemporaryDirectory(prefix="frozen-states-") as folder:
+        if model_args.cache_frozen or (method_args.method == "linear_probe" and not data_args.streaming):
+            data = with_frozen_states(model, data, folder, model_args.cache_frozen)
+        results = {"method": method_args.method, "learning_rate": args.learning_rate}
+        return run(model, args, data, data_args, feature_extractor, results)
+
+
+def with_frozen_states(model: nn.Module, data: TrainingData, folder: str, is_asked: bool) -> TrainingData:
+    """The data with what the frozen part makes of each clip in its place; as they are, where that cannot be."""
     try:
-        model = apply_method(model, method_args.method, **method_args.options())
-        if model_args.half_precision_activations:
-            save_activations_in_half(model)
-    except ValueError as error:  # what only the model shows, e.g. a kernel over frequency on a model of waveforms
-        raise UsageError(f"--method {method_args.method}: {error}") from error
+        return peft_audio.trainer.cache_training_data(model, data, folder)
+    except ValueError as error:
+        if is_asked:
+            raise UsageError(f"--cache_frozen: {error}") from error
+        logger.info("Every epoch runs the whole model: %s", error)
+        return data
+
+
+def run(model: nn.Module, args, data: TrainingData, data_args, feature_extractor, results: dict) -> dict:
+    """Trains, saves, tests and reports. Returns `results` with what comes out."""
     metrics = multi_label_metrics if data.multi_label else single_label_metrics
-    sets = {"train_dataset": data.train, "eval_dataset": data.evaluation}
+    sets = {
+        "train_dataset": data.train,
+        "eval_dataset": data.evaluation,
+        "head_learning_rate": args.head_learning_rate,
+    }
     parts = {"data_collator": AudioCollator(feature_extractor), "processing_class": feature_extractor}
     trainer = AudioTrainer(model, args, **sets, **parts, compute_metrics=metrics)
     training = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
-    results = {"method": method_args.method, "learning_rate": args.learning_rate, **training}
-    results |= tested(trainer, data)
     trainer.save_model(_internal_call=True)  # else it pushes to the Hub at once, without the card
-    results |= {"adapter_bytes": saved_bytes(args.output_dir), "train_seconds": training["train_runtime"]}
+    results |= {
+        **training,
+        "adapter_bytes": peft_audio.trainer.saved_bytes(args.output_dir),
+        "train_seconds": training["train_runtime"],
+    }
+    has_probe = args.compare_with_probe and isinstance(model, PeftModel) and args.world_size == 1
+    results |= trainer.test(data.test, data.train if has_probe and not data_args.streaming else None)
+    results |= peft_audio.trainer.parameter_counts(trainer.model) | {
+        "train_samples": None if data_args.streaming else len(data.train),  # a stream has no length
+        "eval_samples": len(data.test),
+        "skipped_files": data.skipped,
+    }
     if trainer.is_world_process_zero():
         write_reports(trainer, data, data_args, results)
     return results
-
-
-def tested(trainer: AudioTrainer, data: TrainingData) -> dict[str, Any]:
-    """The metrics of the test clips, with their bootstrap standard errors, and the sizes of model and data."""
-    metrics, output = trainer.evaluate(data.test), trainer.predict(data.test)
-    metrics |= {f"eval_{name}_standard_error": error for name, error in trainer.standard_errors(output).items()}
-    train_samples = len(data.train) if hasattr(data.train, "__len__") else None  # a stream has no length
-    samples = {"train_samples": train_samples, "eval_samples": len(output.label_ids), "skipped_files": data.skipped}
-    return metrics | parameter_counts(trainer.model) | samples
 
 
 def describe(results: dict, data: TrainingData, data_name: str) -> str:

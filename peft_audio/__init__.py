@@ -26,6 +26,7 @@ from .methods.ipet import IPETConfig, IPETModel
 from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .tuner.half_precision import save_activations_in_half
+from .tuner.prompt_start import initialize_prompts
 from .upstream.registration import register_pipeline_model
 from .whisper.padding import use_padding_mask
 from .whisper.resize import resize_whisper
@@ -58,6 +59,7 @@ __all__ = [
     "cache_frozen",
     "encoder_layers",
     "head_modules",
+    "initialize_prompts",
     "last_complete_checkpoint",
     "load_classifier",
     "query_value_projections",

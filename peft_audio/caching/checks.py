@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Optional
 
 import numpy as np
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..tuner.training_setup import LAYERDROP
 from ..upstream.torch_modules import drops_out, is_batch_norm
+from ..utils.undisturbed import undisturbed
 from .calls import first_argument
 from .plan import Plan
 from .replay import StandIns
@@ -114,7 +114,7 @@ def _is_as_in_evaluation(
     model: nn.Module, base: nn.Module, split_point: SplitPoint, inputs: dict[str, torch.Tensor]
 ) -> bool:
     expected = states_at(base, split_point, inputs)
-    with undisturbed(model):
+    with torch.no_grad(), undisturbed(model):
         model.train()
         for seed in range(2):
             torch.manual_seed(seed)
@@ -123,25 +123,6 @@ def _is_as_in_evaluation(
             if not _is_close(states_at(base, split_point, inputs), expected):
                 return False
     return True
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within, the model may be run in any mode. Its modes and buffers and the random numbers are restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        for module, mode in modes:
-            module.training = mode
-        for buffer, before in buffers:
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)
 
 
 def _is_close(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 from typing import Any, Union
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..backbones.table import resolve
+from ..utils.undisturbed import undisturbed
 from .calls import trace
-from .checks import check_deterministic, check_replay, states_at, undisturbed
+from .checks import check_deterministic, check_replay, states_at
 from .fill import fill
 from .plan import Plan, make_plan
 from .replay import Replay, check_options
@@ -68,7 +70,7 @@ def _cache(
     base = _base_model(model)
     check_options(base, {}, ValueError)
     samples = Samples(base, dataset)
-    with undisturbed(model):
+    with torch.no_grad(), undisturbed(model):
         model.eval()
         one, two = samples.probe()
         split_point = find_split_point(base, trace(base, one))

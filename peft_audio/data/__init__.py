@@ -21,6 +21,7 @@ from .features import (
     load_feature_extractor,
     minimum_seconds,
     model_inputs,
+    pads_to_fixed_seconds,
 )
 from .hub import read_hub_dataset, stream_splits
 from .splits import Splits, choose_splits
@@ -52,6 +53,7 @@ __all__ = [
     "load_waveform",
     "minimum_seconds",
     "model_inputs",
+    "pads_to_fixed_seconds",
     "prepare_clips",
     "prepare_stream",
     "read_audiofolder",

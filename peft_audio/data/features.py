@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -31,12 +32,16 @@ def model_inputs(waveform: np.ndarray, feature_extractor: Any) -> dict[str, np.n
     return {name: np.asarray(value)[0] for name, value in outputs.items()}
 
 
-def load_feature_extractor(name: str, max_length: Optional[int] = None) -> SequenceFeatureExtractor:
+def load_feature_extractor(
+    name: str, max_length: Optional[int] = None, max_seconds: Optional[float] = None
+) -> SequenceFeatureExtractor:
     """Load a model's feature extractor, for as many frames as the model takes.
 
     Args:
         name: folder or Hub id of the model.
         max_length: frames of 10 ms that an AST will take, see `peft_audio.resize_ast`; None for the model's own.
+        max_seconds: seconds that a Whisper will take, see `peft_audio.resize_whisper`, rounded up to whole ones, as its
+            files hold no others; None for the model's own. For other models it changes nothing.
 
     Raises:
         OSError: there is no such model.
@@ -51,7 +56,14 @@ def load_feature_extractor(name: str, max_length: Optional[int] = None) -> Seque
             f"max_length {max_length} is for AST, whose input has a fixed number of frames; {name} is of type "
             f"{config.model_type!r}. To cut long clips use max_seconds."
         )
+    if max_seconds is not None and pads_to_fixed_seconds(feature_extractor):
+        feature_extractor = AutoFeatureExtractor.from_pretrained(name, chunk_length=math.ceil(max_seconds))
     return feature_extractor
+
+
+def pads_to_fixed_seconds(feature_extractor: Any) -> bool:
+    """Whether a feature extractor makes all clips equally long, as Whisper's does."""
+    return hasattr(feature_extractor, "chunk_length") and hasattr(feature_extractor, "n_samples")
 
 
 def extract_features(
@@ -161,7 +173,7 @@ class AudioCollator:
         """Return a batch of tensors by name, `labels` among them."""
         labels = torch.from_numpy(np.stack([item["labels"] for item in items]))
         inputs = [{name: value for name, value in item.items() if name != "labels"} for item in items]
-        if len({len(value) for item in inputs for value in item.values()}) == 1:
+        if all(len({np.shape(item[name]) for item in inputs}) == 1 for name in inputs[0]):
             batch = {name: torch.from_numpy(np.stack([item[name] for item in inputs])) for name in inputs[0]}
         else:
             batch = self.feature_extractor.pad(inputs, padding="longest", return_tensors="pt")

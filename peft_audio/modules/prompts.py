@@ -42,6 +42,15 @@ class EmbeddingPrompt(nn.Module):
     def reset_parameters(self) -> None:
         """Draw fresh tokens, uniformly distributed in [-bound, bound]."""
         nn.init.uniform_(self.embeddings, -self.bound, self.bound)
+        self._drawn = self.embeddings.detach().clone()
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the tokens are as they were drawn, so neither trained nor loaded nor set since."""
+        embeddings = self.embeddings.detach()
+        if embeddings.is_meta or self._drawn.is_meta or embeddings.shape != self._drawn.shape:
+            return False
+        return torch.equal(embeddings.cpu(), self._drawn.to(embeddings.dtype).cpu())
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Return the prompt, `(1, num_tokens, hidden_size)`, or `(batch_size, ...)` in training with dropout.

@@ -15,6 +15,7 @@ from ..backbones.table import is_to_check, locate, remember_checked
 from ..modules import Bottleneck, EmbeddingPrompt
 from ..upstream.torch_tensors import is_sharded
 from ..utils.forward_pass import ForwardPass
+from ..utils.undisturbed import undisturbed
 from .adapter_parts import AdapterParts, Wiring
 from .calls import Call, parameter_names
 from .encoder_layer import EncoderTunerLayer
@@ -42,7 +43,9 @@ def check_row_once(model: nn.Module, backbone: Backbone) -> None:
     without_values = any(parameter.is_meta or is_sharded(parameter) for parameter in model.parameters())
     if without_values or not is_to_check(backbone):
         return
-    with _undisturbed(model):
+    with undisturbed(model):
+        model.eval()
+        torch.manual_seed(0)
         runnable = made_up_inputs(model, backbone)
         problems = [] if runnable is None else RowCheck(model, backbone, runnable).problems()
     if runnable is None:
@@ -309,17 +312,3 @@ def _difference(first: torch.Tensor, second: torch.Tensor) -> float:
     scale = second.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     difference = float((first - second).abs().max() / scale)
     return difference if difference == difference else float("inf")
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within, the model is in evaluation mode; modes and random numbers are as before then."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

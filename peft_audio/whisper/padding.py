@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from ..upstream.hooks import forward_hooks
 from ..upstream.peft_modules import has_adapters
@@ -22,14 +23,13 @@ LAYER_ARGUMENT = "padding_mask"  # by which the encoder hands the mask on to its
 def use_padding_mask(model: nn.Module) -> nn.Module:
     """Let a Whisper classifier leave the padding of short clips out, in place.
 
-    transformers' Whisper has no mask: attention reads the silence behind a clip, and the classifier averages it in, so
-    the logits depend on how far a clip is padded. After this call they do not: padded tokens are hidden from attention,
-    and the mean is taken over the clip's own tokens.
+    transformers' Whisper has no mask: attention reads the silence behind a clip, and the classifier averages it in. After
+    this call padded tokens are hidden from attention, and the mean is taken over the clip's own tokens, so the logits do
+    not depend on how far a clip is padded.
 
-    What is padding is said by `attention_mask`, `(batch, frames)`, as `WhisperFeatureExtractor` returns it with
-    `return_attention_mask=True`. Where the model is given none (as by a pipeline), it is worked out of the spectrogram, see
-    `padding_mask`. The two differ by the frames at a clip's end that see a little of both, so train with what you will
-    predict with. `cache_frozen`, which keeps no spectrograms, needs it among a clip's inputs.
+    What is padding is worked out of the spectrogram, see `padding_mask`, unless the model is given `attention_mask`,
+    `(batch, frames)`. The feature extractor's (`return_attention_mask=True`) differs by the frames at a clip's end that see
+    a little of both. `cache_frozen`, which keeps no spectrograms, needs a mask among a clip's inputs.
 
     Call this before `get_peft_model`. The model's configuration and an adapter's checkpoint remember it, and
     `AutoPeftModelForAudioClassification` restores it. transformers' `from_pretrained` alone does not: call this function
@@ -37,9 +37,6 @@ def use_padding_mask(model: nn.Module) -> nn.Module:
 
     Args:
         model: a `WhisperForAudioClassification`. One that leaves padding out already stays as it is.
-
-    Returns:
-        The same model.
 
     Raises:
         ValueError: if the model is no such classifier, or has adapters.
@@ -208,3 +205,21 @@ def enter_layer(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[
 
 def _is_installed(model: Any) -> bool:
     return enter in forward_hooks(model)
+
+
+class WithPaddingMask(Dataset):
+    """A data set of Whisper's spectrograms that gives each clip its `attention_mask`, made by `padding_mask`.
+
+    Args:
+        dataset: its items have `input_features`, `(mel bins, frames)`.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.dataset[index]
+        return {**item, "attention_mask": padding_mask(torch.as_tensor(item["input_features"])[None])[0].long()}

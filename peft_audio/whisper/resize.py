@@ -24,22 +24,20 @@ TOLERANCE = 1e-2  # of positions in half precision
 def resize_whisper(model: nn.Module, max_seconds: float, feature_extractor: Optional[Any] = None) -> nn.Module:
     """Make a Whisper-type encoder take clips of up to `max_seconds` instead of 30 seconds, in place.
 
-    A clip of one second then has 50 tokens instead of 1500. The sinusoidal positions are cut after the first
-    `50 * max_seconds`, which stay as they are; for more than the present length, those behind are computed by Whisper's
-    formula. A length that is no whole number of tokens is rounded up.
+    A clip of one second then has 50 tokens instead of 1500. The first `50 * max_seconds` (rounded up) positions stay as they
+    are; for more than there are, those behind are computed by Whisper's formula.
 
-    Call this before `get_peft_model`. An adapter's checkpoint remembers the length, and
-    `AutoPeftModelForAudioClassification` restores it.
+    Call this before `get_peft_model`. An adapter remembers the length, `AutoPeftModelForAudioClassification` restores it.
 
     Args:
         model: a Whisper model, with or without a head or a decoder; or one with the encoder of Qwen2-Audio or Voxtral,
             or such an encoder itself.
         max_seconds: the new length.
-        feature_extractor: the model's `WhisperFeatureExtractor`, or a processor that has one. It is set to pad and cut
-            clips to the new length. Its files hold whole seconds only.
+        feature_extractor: the model's `WhisperFeatureExtractor`, or a processor that has one, set to the new length too.
+            Its files hold whole seconds only.
 
     Returns:
-        The same model; `max_source_positions` of its encoder's configuration has the new number of tokens.
+        The same model; `max_source_positions` of its configuration has the new number of tokens.
 
     Raises:
         ValueError: if the model has no such encoder, or has adapters; if `max_seconds` is less than one token (0.02

@@ -1,0 +1,28 @@
+"""A Trainer for audio classifiers, what it checks, and what it reports.
+
+`import peft_audio` does not import it, because the Trainer of transformers takes long to import.
+"""
+
+from ..losses import classification_loss
+from .arguments import AudioTrainingArguments
+from .audio_trainer import AudioTrainer
+from .checks import GradientCheck, ProgressCheck
+from .frozen_states import cache_training_data
+from .metrics import multi_label_metrics, single_label_metrics
+from .reports import logits_of, parameter_counts, plot_curves, saved_bytes
+
+
+__all__ = [
+    "AudioTrainer",
+    "AudioTrainingArguments",
+    "GradientCheck",
+    "ProgressCheck",
+    "cache_training_data",
+    "classification_loss",
+    "logits_of",
+    "multi_label_metrics",
+    "parameter_counts",
+    "plot_curves",
+    "saved_bytes",
+    "single_label_metrics",
+]

@@ -1,0 +1,98 @@
+"""A linear probe on the features of a frozen base model: what any adapter has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+
+from ..backbones.module_names import head_modules
+from ..upstream.torch_modules import install_stand_in, remove_stand_in
+from ..upstream.transformers_models import frame_mask
+from ..utils.undisturbed import undisturbed
+
+
+@torch.no_grad()
+def head_features(model: nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the head of the base model reads of each clip, a mean over the tokens if it reads several.
+
+    Args:
+        model: a classifier. Adapters on it are switched off.
+        batches: its inputs with `labels`, on its device.
+
+    Returns:
+        Features `(clips, d)` in float32, and labels `(clips, ...)`.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    features: list[torch.Tensor] = []
+    labels = []
+
+    head = base.get_submodule(head_modules(base)[0])
+    forward = head.forward
+
+    def keep(states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        features.append(states)
+        return forward(states, *args, **kwargs)
+
+    # No hook, which would see what stands for the cached states of `cache_frozen` instead of these.
+    before = install_stand_in(head, "forward", keep)
+    try:
+        with undisturbed(model), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+            model.eval()
+            for batch in batches:
+                model(**{name: value for name, value in batch.items() if name != "labels"})
+                features[-1] = _mean_over_tokens(base, features[-1], batch.get("attention_mask")).float().cpu()
+                labels.append(batch["labels"].cpu())
+    finally:
+        remove_stand_in(head, "forward", before)
+    return torch.cat(features).numpy(), torch.cat(labels).numpy()
+
+
+def _mean_over_tokens(model: Any, states: torch.Tensor, attention_mask: Any) -> torch.Tensor:
+    if states.dim() == 2:
+        return states
+    if attention_mask is None or not hasattr(model, "freeze_feature_encoder"):
+        return states.mean(dim=1)
+    mask = frame_mask(model, states.shape[1], attention_mask).unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def fit_and_score(features: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Fit a logistic regression, and return its scores for other clips as a model's logits.
+
+    Args:
+        features: `(clips, d)` to fit to.
+        labels: class indices `(clips,)`, or for several labels a clip 0/1 `(clips, labels)`.
+        others: `(other clips, d)`.
+
+    Returns:
+        `(other clips, labels)`; for class indices, labels up to the largest index.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def scores(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, targets)
+        return model.classes_, model.predict_log_proba(others)
+
+    if labels.ndim == 1:
+        logits = np.full((len(others), int(labels.max()) + 1), -np.inf)
+        if len(np.unique(labels)) == 1:
+            logits[:, labels[0]] = 0.0
+        else:
+            classes, logits[:, classes] = scores(labels)
+        return logits
+    columns = []
+    for targets in labels.T.astype(int):
+        if len(np.unique(targets)) == 1:
+            columns.append(np.full(len(others), 20.0 * targets[0] - 10.0))
+        else:
+            _, pair = scores(targets)
+            columns.append(pair[:, 1] - pair[:, 0])
+    return np.stack(columns, axis=1)

@@ -1,0 +1,68 @@
+"""What a training run tells: sizes, and curves of the loss and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from peft import PeftModel
+from torch import nn
+
+
+def logits_of(predictions: Any) -> np.ndarray:
+    """Return the logits `(clips, labels)` among what the Trainer predicts; hidden states stand behind them, if any."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Return the numbers of `trainable_parameters` and `total_parameters`, as PEFT counts them.
+
+    Args:
+        model: a `PeftModel` or a model of transformers.
+    """
+    if isinstance(model, PeftModel):
+        trainable, total = model.get_nb_trainable_parameters()
+    else:
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        trainable, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+    return {"trainable_parameters": trainable, "total_parameters": total}
+
+
+def saved_bytes(folder: Union[str, Path]) -> int:
+    """Return the size of the weights saved in a folder: an adapter's or, where there is none, a whole model's."""
+    adapters = list(Path(folder).glob("adapter_model*.safetensors"))
+    return sum(file.stat().st_size for file in adapters or Path(folder).glob("model*.safetensors"))
+
+
+def plot_curves(
+    log_history: list[dict[str, float]], path: Union[str, Path], metrics: Sequence[str] = ("accuracy",)
+) -> None:
+    """Draw the loss and metrics over the epochs; needs matplotlib.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        path: of the picture; its ending says in which format.
+        metrics: names of metrics between 0 and 1, without "eval_".
+    """
+    from matplotlib.figure import Figure  # with no pyplot there is no display to look for, and no state to clean up
+
+    def curve(name: str) -> tuple[list[float], list[float]]:
+        # A later entry of the same epoch (the evaluation after training) replaces the earlier one.
+        points = {entry["epoch"]: entry[name] for entry in log_history if name in entry}
+        return list(points), list(points.values())
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    loss_axes, metric_axes = figure.subplots(1, 2)
+    loss_axes.plot(*curve("loss"), marker=".", label="training")
+    loss_axes.plot(*curve("eval_loss"), marker=".", label="evaluation")
+    loss_axes.set(xlabel="epoch", ylabel="loss")
+    for name in metrics:
+        metric_axes.plot(*curve(f"eval_{name}"), marker=".", label=name)
+    metric_axes.set(xlabel="epoch", ylabel="evaluation", ylim=(0, 1))
+    for axes in (loss_axes, metric_axes):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
