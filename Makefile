@@ -3,11 +3,15 @@ VENV ?= .venv
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-examples test-oldest test-newest lint clean
+.PHONY: demo demo-small test test-examples test-oldest test-newest lint clean
 
-# Adapts the bundled backbone to a new task with every method, without network or data.
+# Adapts Whisper's encoder to real recordings, without network.
 demo: $(VENV)/installed
 	$(VENV)/bin/python examples/demo.py
+
+# Five methods on a small AST and generated sounds.
+demo-small: $(VENV)/installed
+	$(VENV)/bin/python examples/demo_small.py
 
 # A browser for the test of the demo app, which is skipped where npm cannot give one.
 ifeq ($(shell uname -sm)$(if $(shell command -v npm),, without npm),Linux x86_64)

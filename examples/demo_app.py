@@ -3,7 +3,7 @@
     python examples/demo_app.py --adapters esc50-ipet me/birds
     python examples/demo_app.py
 
-Without --adapters it first trains small ones on the bundled backbone, as `demo.py` does. Needs gradio.
+Without --adapters it first trains small ones on the bundled backbone, as `demo_small.py` does. Needs gradio.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from compare_adapters import Comparison, Predictions, load_adapters
-from demo import BACKBONE, MAX_LENGTH, METHODS, make_task, train
+from demo_small import BACKBONE, MAX_LENGTH, METHODS, make_task, train
 from transformers import AutoFeatureExtractor
 from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging
@@ -107,7 +107,7 @@ def load(sources: list[str] | None) -> Comparison:
     if sources:
         return load_adapters(sources)
     print("Training small adapters on the bundled backbone; name some with --adapters to see those instead.")
-    # As in demo.py: models this small gain little from a second thread.
+    # As in demo_small.py: models this small gain little from a second thread.
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         return load_adapters(make_adapters(Path(folder)))

@@ -54,7 +54,7 @@ from peft_audio import (
 
 # Where the modules below are, for a notebook that is not beside them.
 sys.path += ["examples", str(Path(peft_audio.__file__).parents[1] / "examples")]
-from demo import BACKBONE, LABELS, MAX_LENGTH, SOURCES, accuracy, collate, make_task, predict
+from demo_small import BACKBONE, LABELS, MAX_LENGTH, SOURCES, accuracy, collate, make_task, predict
 from synthetic_sounds import SAMPLING_RATE, generate
 
 
@@ -334,5 +334,5 @@ console.print(f"Trained: {', '.join(name for name, same in unchanged.items() if 
 # - Your own recordings, any backbone and fifteen methods:
 #   `python examples/train_classification.py --method ipet --model_name_or_path MODEL --data_dir DIR --output_dir OUT`
 # - The experiments of the papers, with their settings: `python method_comparison/run_recipe.py --list`
-# - Five methods side by side on the bundled backbone: `python examples/demo.py`
+# - Five methods side by side on the bundled backbone: `python examples/demo_small.py`
 # - All methods and what to know about them: `README.md`

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .ast.resize import resize_ast
 from .backbones.table import resolve
-from .checkpoints.base_settings import check_settings, set_labels
+from .checkpoints.base_settings import check_settings, dtype_of, set_labels
 from .checkpoints.restoring import restore_settings
 from .checkpoints.tensors import read_config, read_weights
 from .config import EncoderAdapterConfig
@@ -75,7 +75,8 @@ class AutoPeftModelForAudioClassification:
     ) -> PeftModel:
         """Load the base model that the adapter names, set it up as in training, and load the adapter.
 
-        Labels, number of labels, input length and strides of an AST, and kind of head are those of the training.
+        Labels, number of labels, input length and strides of an AST, kind of head, and the base model's dtype are those of the
+        training.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of the adapter.
@@ -142,7 +143,7 @@ def _load_base_model(config: PeftConfig, weights: Tensors, source: str, kwargs: 
             revision=config.revision,
             ignore_mismatched_sizes=bool(saved_head),
             output_loading_info=True,
-            **kwargs,
+            **(kwargs if _names_dtype(kwargs) else {**dtype_of(settings), **kwargs}),
         )
     _check_loading(info, saved_head, name)
     restore_settings(model, settings)
@@ -167,6 +168,11 @@ def _model_config(
     if LAYER_WEIGHTS in settings:
         setattr(model_config, LAYER_WEIGHTS, settings[LAYER_WEIGHTS])
     return model_config
+
+
+def _names_dtype(kwargs: dict[str, Any]) -> bool:
+    """Whether arguments of `from_pretrained` say which dtype the weights get."""
+    return any(kwargs.get(name) is not None for name in ("dtype", "torch_dtype", "quantization_config"))
 
 
 @contextmanager

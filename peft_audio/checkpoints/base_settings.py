@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..ast.resize import RESIZES
@@ -21,6 +22,8 @@ LABELS = "id2label"
 POOLING = "statistics_pooling"
 MODEL_TYPE = "model_type"
 PROBLEM_TYPE = "problem_type"
+DTYPE = "dtype"  # of the base model's weights in training
+DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 # On an adapter's configuration in memory: the model's labels when the settings were last read.
 LABELS_OF_MODEL = "_labels_of_model"
 
@@ -37,6 +40,9 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
     """
     config: Any = model.config
     settings: dict[str, Any] = {MODEL_TYPE: config.model_type}
+    dtype = str(getattr(model, DTYPE, "")).removeprefix("torch.")
+    if dtype in DTYPES:
+        settings[DTYPE] = dtype
     settings |= {name: _as_in_json(getattr(config, name)) for name in spec.settings}
     if spec.feature_encoder is not None or has_statistics_pooling(model):
         settings[POOLING] = has_statistics_pooling(model)
@@ -73,6 +79,11 @@ def remember_settings(config: Any, model: nn.Module, spec: EncoderSpec) -> None:
 
 def _as_in_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def dtype_of(settings: dict[str, Any]) -> dict[str, torch.dtype]:
+    """Return the base model's dtype in training as an argument of `from_pretrained`; empty if the settings have none."""
+    return {DTYPE: DTYPES[settings[DTYPE]]} if settings.get(DTYPE) in DTYPES else {}
 
 
 def labels_of(settings: dict[str, Any]) -> dict[int, str]:

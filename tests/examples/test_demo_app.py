@@ -16,8 +16,8 @@ import pytest
 import soundfile
 from adapters import save_adapter
 from compare_adapters import load_adapters
-from demo import LABELS
 from demo_app import compare, load, main, make_adapters
+from demo_small import LABELS
 from sounds import save_ast, save_wav2vec2, tone
 
 from peft_audio.data import load_waveform

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-import demo
+import demo_small as demo
 import numpy as np
 import pretrain_backbone as pretraining
 import pytest
