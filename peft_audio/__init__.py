@@ -15,6 +15,7 @@ from .backbones.table import register_backbone, supported_backbones
 from .caching import cache_frozen
 from .checkpoints.loading import wrap_loading
 from .checkpoints.model_card import write_card
+from .checkpoints.pipelines import wrap_pipelines
 from .checkpoints.saving import wrap_saving
 from .checkpoints.trainer_checkpoints import last_complete_checkpoint
 from .heads.mean_token_pooling import use_mean_token_pooling
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 wrap_saving()
 wrap_loading()
+wrap_pipelines()
 register_pipeline_model()
 
 __all__ = [

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AudioClassificationPipeline, PreTrainedModel
 
 
 ORIGINAL = "_before_peft_audio"  # attribute of a wrapper: the method that it was put around
@@ -57,7 +57,8 @@ LOAD_ADAPTER = UpstreamMethod(
         "load_config",
     ),
 )
-WRAPPED_METHODS = (SAVE_ADAPTER, SAVE_MODEL, WRITE_MODEL_CARD, PUSH_TO_HUB, UPLOAD_FILES, LOAD_ADAPTER)
+AUDIO_PIPELINE = UpstreamMethod(AudioClassificationPipeline, "__init__", ())
+WRAPPED_METHODS = (SAVE_ADAPTER, SAVE_MODEL, WRITE_MODEL_CARD, PUSH_TO_HUB, UPLOAD_FILES, LOAD_ADAPTER, AUDIO_PIPELINE)
 
 
 def replace_method(method: UpstreamMethod, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

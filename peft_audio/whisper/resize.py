@@ -59,7 +59,8 @@ def resize_whisper(model: nn.Module, max_seconds: float, feature_extractor: Opti
     _check_feature_extractor(extractor)
     resize_positions(model, encoder, num_tokens)
     if extractor is not None:
-        _resize_feature_extractor(extractor, num_tokens)
+        fit_feature_extractor(extractor, num_tokens)
+        _warn_of_files(extractor.chunk_length)
     return model
 
 
@@ -122,12 +123,16 @@ def _check_feature_extractor(extractor: Any) -> None:
         )
 
 
-def _resize_feature_extractor(extractor: Any, num_tokens: int) -> None:
+def fit_feature_extractor(extractor: Any, num_tokens: int) -> None:
+    """Let a `WhisperFeatureExtractor` pad and cut clips to as many tokens of the encoder."""
     seconds = num_tokens / TOKENS_PER_SECOND
     extractor.chunk_length = int(seconds) if seconds.is_integer() else seconds
     extractor.nb_max_frames = FRAMES_PER_TOKEN * num_tokens
     extractor.n_samples = extractor.nb_max_frames * extractor.hop_length
-    if not seconds.is_integer():
+
+
+def _warn_of_files(seconds: float) -> None:
+    if not isinstance(seconds, int):
         warnings.warn(
             f"The feature extractor now pads to {seconds:g} seconds, but once saved it cannot be loaded with a length that is "
             f"no whole number of seconds. If you save it, use max_seconds={math.ceil(seconds)}.",

@@ -1,0 +1,43 @@
+"""Pipelines of resized models: their feature extractor makes inputs as long as the model takes.
+
+`pipeline("audio-classification", model=adapter_folder)` takes the feature extractor of the base model, which makes them as
+long as that was before it was resized.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from ..ast.resize import RESIZES
+from ..upstream.wrapping import AUDIO_PIPELINE, replace_method
+from ..whisper.resize import POSITIONS, fit_feature_extractor
+
+
+def wrap_pipelines() -> None:
+    """Wrap the audio classification pipeline. Calling it again changes nothing."""
+    replace_method(AUDIO_PIPELINE, _fitting_feature_extractor)
+
+
+def _fitting_feature_extractor(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.feature_extractor = fitted(self.feature_extractor, self.model.config)
+
+    return __init__
+
+
+def fitted(feature_extractor: Any, config: Any) -> Any:
+    """Return a copy of a feature extractor that makes inputs as long as a resized model takes.
+
+    Args:
+        feature_extractor: of an AST or a Whisper; any other stays as it is.
+        config: the model's configuration.
+    """
+    other = copy.deepcopy(feature_extractor)
+    if hasattr(feature_extractor, "nb_max_frames") and hasattr(config, POSITIONS):
+        fit_feature_extractor(other, getattr(config, POSITIONS))
+    elif getattr(config, RESIZES, None) and hasattr(feature_extractor, "max_length"):
+        other.max_length = config.max_length
+    return other
