@@ -61,6 +61,7 @@ class Method:
     presets: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     learning_rate: float = 1e-3
+    head_learning_rate: float = 3e-3
     model_fields: Callable[[nn.Module], dict[str, Any]] = lambda model: {}
 
 
@@ -81,10 +82,10 @@ NO_LAYER = {"layers_to_transform": []}  # trains the head alone, and saves it as
 
 # fmt: off
 METHODS = {
-    "full": Method("all parameters", None, learning_rate=1e-4),
+    "full": Method("all parameters", None, learning_rate=1e-4, head_learning_rate=1e-3),
     "linear_probe": Method("the head alone", peft_audio.ParallelMLPAdapterConfig, NO_LAYER),
     "partial": Method("the head and the upper half of the encoder layers", peft_audio.ParallelMLPAdapterConfig, NO_LAYER,
-        learning_rate=1e-4, model_fields=lambda model: {
+        learning_rate=1e-4, head_learning_rate=1e-3, model_fields=lambda model: {
             "modules_to_save": head_modules(model) + encoder_layers(model)[len(encoder_layers(model)) // 2:]}),
     "bitfit": Method("the head and all biases", LoraConfig, BITFIT,
         model_fields=lambda model: {"modules_to_save": head_modules(model)}),
@@ -149,10 +150,8 @@ def parse_kernel(option: str, value: Any) -> Any:
 
 
 def apply_method(model: nn.Module, method: str, **options) -> nn.Module:
-    """Sets a classifier up for `method`: puts a `PeftModel` around it; for "full" all its parameters train.
-
-    Raises:
-        ValueError: as `make_config`, or the method does not fit this model.
+    """Sets a classifier up for `method`: a `PeftModel` around it; for "full" all its parameters train. Raises ValueError as
+    `make_config`, or if the method does not fit this model.
     """
     config = make_config(method, **options)
     if config is None:
@@ -207,8 +206,9 @@ def method_argument(option: str) -> tuple[str, Any, Any]:
     config_class = next(row.config_class for row in METHODS.values() if option in row.options)
     original = config_class.__dataclass_fields__[FIELD_NAMES.get(option, option)]
     kind = OPTION_TYPES.get(option, type(original.default))
-    switch = {"nargs": "?", "const": True} if kind is bool else {}  # "True" can be left out
-    return option, kind | None, argument(None, original.metadata.get("help", ""), **switch)
+    more = {"nargs": "?", "const": True} if kind is bool else {}  # "True" can be left out
+    more["aliases"] = [f"--{FIELD_NAMES[option]}"] if option in FIELD_NAMES else []
+    return option, kind | None, argument(None, original.metadata.get("help", ""), **more)
 
 
 METHOD = ("method", str, field(metadata={"help": "What is trained.", "choices": sorted(METHODS)}))
@@ -231,14 +231,13 @@ def parse_arguments(arguments: list[str] | None = None):
     if (data_args.data_dir is None) == (data_args.dataset_name is None):
         raise UsageError("Give either --data_dir (a folder) or --dataset_name (a data set on the Hub).")
     if data_args.streaming and (data_args.dataset_name is None or args.max_steps < 1 or data_args.fold is not None):
-        raise UsageError(
-            "--streaming is for a data set on the Hub with splits of its own: give --dataset_name and --max_steps (the "
-            "length of a stream is not known), and no --fold."
-        )
+        needs = "give --dataset_name and --max_steps (the length of a stream is not known), and no --fold"
+        raise UsageError(f"--streaming is for a data set on the Hub with splits of its own: {needs}.")
     if data_args.streaming and model_args.cache_frozen:
         raise UsageError("--cache_frozen keeps what it computes of each clip, a stream does not end: leave one out.")
-    if args.learning_rate is None:
-        args.learning_rate = METHODS[method_args.method].learning_rate
+    row, is_given = METHODS[method_args.method], args.learning_rate is not None
+    args.learning_rate = args.learning_rate if is_given else row.learning_rate
+    args.head_learning_rate = args.head_learning_rate or (args.learning_rate if is_given else row.head_learning_rate)
     args.label_names = args.label_names or ["labels"]
     args.remove_unused_columns = False  # the data sets hold exactly what the model takes
     return parsed
@@ -311,7 +310,8 @@ def main(arguments: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory(prefix="frozen-states-") as folder:
         if model_args.cache_frozen or (method_args.method == "linear_probe" and not data_args.streaming):
             data = with_frozen_states(model, data, folder, model_args.cache_frozen)
-        results = {"method": method_args.method, "learning_rate": args.learning_rate}
+        results = {"method": method_args.method}
+        results |= {name: getattr(args, name) for name in ("learning_rate", "head_learning_rate")}
         return run(model, args, data, data_args, feature_extractor, results)
 
 
@@ -361,7 +361,7 @@ def describe(results: dict, data: TrainingData, data_name: str) -> str:
     return f"""Data: {data_name}, {data.description}.
 
 - method: {results["method"]} ({METHODS[results["method"]].summary})
-- learning rate: {results["learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
+- learning rate: {results["learning_rate"]:g}, of the head {results["head_learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
 - trainable parameters: {results["trainable_parameters"]:,} of {results["total_parameters"]:,} ({share:.2f} %)
 
 The results are of {results["eval_samples"]} test clips, +- their bootstrap standard error.

@@ -55,8 +55,7 @@ def resize_whisper(model: nn.Module, max_seconds: float, feature_extractor: Opti
     # 0.1 seconds are 5 tokens, though 50 * 0.1 may be a little more.
     num_tokens = math.ceil(round(TOKENS_PER_SECOND * max_seconds, 6))
     require(num_tokens > 0, "max_seconds", f"at least one token ({1 / TOKENS_PER_SECOND} seconds)", max_seconds)
-    extractor = getattr(feature_extractor, "feature_extractor", feature_extractor)
-    _check_feature_extractor(extractor)
+    extractor = _checked_feature_extractor(feature_extractor)
     resize_positions(model, encoder, num_tokens)
     if extractor is not None:
         fit_feature_extractor(extractor, num_tokens)
@@ -113,14 +112,14 @@ def _longer(old: torch.Tensor, num_tokens: int) -> torch.Tensor:
     return torch.cat([old, positions[len(old) :]])
 
 
-def _check_feature_extractor(extractor: Any) -> None:
-    if extractor is None:
-        return
+def _checked_feature_extractor(given: Any) -> Any:
+    extractor = getattr(given, "feature_extractor", given)
     needed = ("chunk_length", "n_samples", "nb_max_frames", "hop_length", "sampling_rate")
-    if not all(hasattr(extractor, name) for name in needed):
+    if extractor is not None and not all(hasattr(extractor, name) for name in needed):
         raise ValueError(
             f"`feature_extractor` must be a WhisperFeatureExtractor or a processor with one, got {type(extractor).__name__}."
         )
+    return extractor
 
 
 def fit_feature_extractor(extractor: Any, num_tokens: int) -> None:

@@ -1,0 +1,203 @@
+"""Compares methods on Whisper tiny.en's encoder and ESC-10: whole training sets, and 1 to 16 clips a class.
+
+    python method_comparison/real_model.py --data_dir ESC10 --output_dir OUT --jobs 2
+    python method_comparison/real_model.py --data_dir ESC10 --output_dir OUT --jobs 2 --shots 4 --methods ipet lora
+    python method_comparison/real_model.py --output_dir OUT --table --plot shots.png
+
+ESC10 is an `audiofolder` with five folds. OUT/results.jsonl gets a line for each run as it ends, with its logits for the
+test clips, so an interrupted comparison goes on where it was, and no run is repeated. Inputs are 5 s long.
+
+A run with N shots draws N clips of each class from the folds that train, by its seed: the same for all methods.
+"""
+
+import functools
+import json
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import examples_path
+import numpy as np
+import torch
+from real_model_report import print_report
+from real_model_rows import EPOCHS, ROWS
+from rich.console import Console
+from train_classification import UsageError, apply_method, single_label_metrics
+from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers.utils import logging
+
+from peft_audio import load_classifier
+from peft_audio.data import (
+    AudioCollator,
+    FeatureDataset,
+    TrainingData,
+    extract_features,
+    load_feature_extractor,
+    read_audiofolder,
+)
+from peft_audio.trainer import AudioTrainer, AudioTrainingArguments, cache_training_data, logits_of, parameter_counts
+
+
+MODEL = examples_path.EXAMPLES / "assets" / "whisper-tiny.en-encoder"
+SECONDS = 5
+
+
+@dataclass
+class Arguments:
+    output_dir: str = field(metadata={"help": "Where results.jsonl is, or will be."})
+    data_dir: str | None = field(default=None, metadata={"help": "ESC-10 as an audiofolder with a column fold."})
+    model_name_or_path: str = field(default=str(MODEL), metadata={"help": "A Whisper."})
+    methods: list[str] = field(
+        default_factory=lambda: list(ROWS), metadata={"help": "Rows of the table.", "choices": list(ROWS)}
+    )
+    shots: list[int] | None = field(default=None, metadata={"help": "Training clips of a class; without: all clips."})
+    folds: list[str] = field(default_factory=lambda: list("12345"), metadata={"help": "The folds to test on."})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; with --shots: of the draws too."})
+    jobs: int = field(default=1, metadata={"help": "Runs at a time, each on one thread."})
+    table: bool = field(default=False, metadata={"help": "Only print the tables of the results there are."})
+    plot: str | None = field(default=None, metadata={"help": "The picture of accuracy over shots to write."})
+
+
+class Run(NamedTuple):
+    """One training: a row, the clips of a class (None: all), the test fold, the seed."""
+
+    row: str
+    shots: int | None
+    fold: str
+    seed: int
+
+
+def main(arguments: list[str] | None = None) -> list[dict]:
+    """Trains what is missing and prints the tables. Returns the records of all runs.
+
+    Raises:
+        UsageError: the arguments do not fit together.
+    """
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
+    path = Path(args.output_dir) / "results.jsonl"
+    if not args.table:
+        run_missing(args, path)
+    elif not path.is_file():
+        raise UsageError(f"--table: there is no {path}. Run the comparison first, without --table.")
+    records = read_records(path)
+    print_report(records, args.plot)
+    return records
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a results file, without a line that was cut off."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # a run that was killed while it wrote
+    return records
+
+
+def wanted_runs(args: Arguments) -> list[Run]:
+    """The runs that the arguments ask for, those that compare all methods first."""
+    # With few clips a draw and a test fold go together, so that draws cover the folds.
+    if args.shots is None:
+        return [Run(row, None, fold, seed) for seed in args.seeds for fold in args.folds for row in args.methods]
+    fold_of = {seed: args.folds[seed % len(args.folds)] for seed in args.seeds}
+    return [Run(row, n, fold_of[seed], seed) for seed in args.seeds for n in args.shots for row in args.methods]
+
+
+def run_missing(args: Arguments, path: Path) -> None:
+    """Trains every run that the file at `path` lacks, and appends its record."""
+    if args.data_dir is None:
+        raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
+    done = {Run(*(record[name] for name in Run._fields)) for record in read_records(path)}
+    runs = [run for run in wanted_runs(args) if run not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as executor:
+        futures = [executor.submit(train, args.model_name_or_path, args.data_dir, run) for run in runs]
+        for number, future in enumerate(as_completed(futures), start=1):
+            record = future.result()
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            console.print("{}/{} {row} {shots} fold {fold} seed {seed}: {accuracy:.3f} ({seconds:.0f} s)".format(
+                number, len(runs), **record))  # fmt: skip
+
+
+def train(model_name: str, data_dir: str, run: Run) -> dict[str, Any]:
+    """Trains one run and tests it. Returns its record."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    row, (clips, features, extractor) = ROWS[run.row], load_data(model_name, data_dir)
+    labels = sorted({label for clip in clips for label in clip.labels})
+    chosen = draw([clip for clip in clips if clip.fold != run.fold], run.shots, run.seed)
+    sets = [FeatureDataset(part, features, labels) for part in (chosen, [c for c in clips if c.fold == run.fold])]
+    set_seed(run.seed)
+    model = load_classifier(model_name, labels, max_seconds=SECONDS)
+    model = apply_method(model, row.method, **row.options)
+    with tempfile.TemporaryDirectory() as folder:
+        data = TrainingData(sets[0], sets[1], sets[1], labels, False, "")
+        if row.method == "linear_probe":
+            data = cache_training_data(model, data, Path(folder) / "frozen")
+        trainer = make_trainer(model, row, run, data, extractor, folder)
+        outcome = trainer.train()
+        output = trainer.predict(data.test)
+    logits = logits_of(output.predictions)
+    return {
+        **run._asdict(),
+        "accuracy": float((logits.argmax(1) == output.label_ids).mean()),
+        "train_loss": outcome.training_loss,
+        "seconds": outcome.metrics["train_runtime"],
+        **parameter_counts(model),
+        "learning_rate": row.learning_rate,
+        "head_learning_rate": row.head_learning_rate,
+        "epochs": EPOCHS[run.shots],
+        "labels": output.label_ids.tolist(),
+        "predicted": logits.argmax(1).tolist(),
+    }
+
+
+def make_trainer(model, row, run: Run, data: TrainingData, extractor, folder: str) -> AudioTrainer:
+    arguments = AudioTrainingArguments(
+        output_dir=folder,
+        num_train_epochs=EPOCHS[run.shots],
+        learning_rate=row.learning_rate,
+        head_learning_rate=row.head_learning_rate,
+        seed=run.seed,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    parts = {"data_collator": AudioCollator(extractor), "compute_metrics": single_label_metrics}
+    trainer = AudioTrainer(model, arguments, train_dataset=data.train, **parts)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def draw(clips: list, shots: int | None, seed: int) -> list:
+    """`shots` clips of each class, by the seed; all clips for None."""
+    if shots is None:
+        return clips
+    generator, chosen = np.random.default_rng(seed), []
+    for label in sorted({clip.labels for clip in clips}):
+        of_class = [clip for clip in clips if clip.labels == label]
+        chosen += [of_class[index] for index in generator.permutation(len(of_class))[:shots]]
+    return chosen
+
+
+@functools.cache  # once a process: its runs share the features
+def load_data(model_name: str, data_dir: str):
+    clips = read_audiofolder(data_dir).clips
+    extractor = load_feature_extractor(model_name, max_seconds=SECONDS)
+    return clips, extract_features(clips, extractor, max_seconds=SECONDS)[0], extractor
+
+
+if __name__ == "__main__":
+    main()
