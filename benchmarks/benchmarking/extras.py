@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
+from transformers import WhisperConfig, WhisperForAudioClassification
 
 from benchmarking.measure import Batch, Precision, flops, prediction, time_each, training_step
 from benchmarking.subjects import AST_128, AST_1024, IPET, LORA, SUBJECTS, WAV2VEC2_1, WAV2VEC2_3, Input
 from benchmarking.targets import Outcome
-from peft_audio import IPETConfig, ParallelMLPAdapterConfig, cache_frozen, resize_ast
+from peft_audio import IPETConfig, ParallelMLPAdapterConfig, cache_frozen, resize_ast, resize_whisper
 
 
 NUM_ADAPTERS = 8
@@ -50,6 +51,20 @@ def short_clips(precision: Precision, repeats: int) -> Iterator[Outcome]:
     )
     name = "AST-base, clips of 1 s: padded to 1024 frames / resize_ast(128), step seconds"
     yield Outcome(name, seconds["padded"] / seconds["resized"], 7.5, at_least=True)
+
+
+def short_whisper_clips(precision: Precision, repeats: int) -> Iterator[Outcome]:
+    """Clips of 1 s: a resized Whisper against padding to 30 s, a step of IPET each. Of tiny.en's size, random weights."""
+    models, steps = {}, {}
+    for name, seconds in (("padded", 30), ("resized", 1)):
+        sizes = {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
+        base = WhisperForAudioClassification(WhisperConfig(**sizes, decoder_layers=1, num_labels=10))
+        models[name] = SUBJECTS[IPET](resize_whisper(base, seconds)).to(precision.device).train()
+        batch = {"input_features": torch.randn(2, 80, 100 * seconds), "labels": torch.tensor([0, 1])}
+        steps[name] = training_step(models[name], on_device(batch, precision), precision)
+    seconds = time_each(steps, repeats, precision)
+    name = "Whisper tiny, clips of 1 s: padded to 30 s / resize_whisper(1), step seconds"
+    yield Outcome(name, seconds["padded"] / seconds["resized"], 15, at_least=True)
 
 
 def cached(precision: Precision, repeats: int) -> Iterator[Outcome]:
@@ -176,6 +191,7 @@ def on_device(batch: Batch, precision: Precision) -> Batch:
 EXTRAS = {
     "inference": inference,
     "short clips": short_clips,
+    "short clips, Whisper": short_whisper_clips,
     "cached": cached,
     "mixed": mixed,
     "switching": switching,
