@@ -1,0 +1,120 @@
+"""The comparison on a real model, on a tiny one: what is run, what is kept, and what the tables say."""
+
+
+import pytest
+import real_model
+from real_model import Run, draw, main, read_records, wanted_runs
+from real_model_report import difference, interval, table
+from real_model_rows import EPOCHS, ROWS
+from sounds import save_model, write_tones
+from train_classification import METHODS, UsageError, apply_method, make_config
+
+from peft_audio.data import read_audiofolder
+from peft_audio.trainer import parameter_counts
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
+    write_tones(folder / "data", clips=18, folds=3)
+    save_model(folder / "whisper", "whisper", max_source_positions=250)
+    return folder
+
+
+def command(workspace, out, *more):
+    model, data = str(workspace / "whisper"), str(workspace / "data")
+    return ["--model_name_or_path", model, "--data_dir", data, "--output_dir", str(out), "--folds", "1", "2", *more]
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(workspace, tmp_path, monkeypatch, capsys):
+    more = ("--methods", "linear_probe", "ipet", "--shots", "1", "2")
+    records = main(command(workspace, tmp_path, *more, "--seeds", "0"))
+    assert {(record["row"], record["shots"], record["fold"]) for record in records} == {
+        (row, shots, "1") for row in ("linear_probe", "ipet") for shots in (1, 2)
+    }
+    for record in records:
+        assert len(record["labels"]) == len(record["predicted"]) == 6
+        right = sum(a == b for a, b in zip(record["labels"], record["predicted"]))
+        assert record["accuracy"] == pytest.approx(right / 6)
+    path = tmp_path / "results.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:3]) + "\n" + lines[3][:40])  # killed while it wrote
+    assert len(read_records(path)) == 3
+    path.write_text("\n".join(lines[:3]) + "\n")
+    assert len(main(command(workspace, tmp_path, *more, "--seeds", "0"))) == 4
+    assert len(path.read_text().splitlines()) == 4
+    capsys.readouterr()
+    main(["--output_dir", str(tmp_path), "--table", "--plot", str(tmp_path / "shots.png")])
+    printed = capsys.readouterr().out
+    assert "1 training clips a class" in printed and ROWS["ipet"].title in printed
+    assert (tmp_path / "shots.png").stat().st_size > 1000
+
+
+def test_whole_training_sets_run_on_every_fold(workspace):
+    args = real_model.Arguments("out", folds=["1", "2"], seeds=[0, 1], methods=["ipet"])
+    assert wanted_runs(args) == [Run("ipet", None, fold, seed) for seed in (0, 1) for fold in ("1", "2")]
+    args = real_model.Arguments("out", folds=["1", "2"], seeds=[0, 1, 2], methods=["ipet"], shots=[4])
+    assert [run.fold for run in wanted_runs(args)] == ["1", "2", "1"]
+
+
+def test_a_draw_is_the_same_for_every_method_and_grows(workspace):
+    clips = read_audiofolder(workspace / "data").clips
+    two, four = draw(clips, 2, seed=3), draw(clips, 4, seed=3)
+    assert [clip.name for clip in draw(clips, 2, seed=3)] == [clip.name for clip in two]
+    assert {clip.name for clip in two} < {clip.name for clip in four}
+    assert [clip.labels for clip in two].count(two[0].labels) == 2 and len(two) == 6
+    assert draw(clips, None, seed=3) == clips
+
+
+def test_every_row_is_one_of_the_training_script():
+    for name, row in ROWS.items():
+        make_config(row.method, **row.options)
+        assert row.method in METHODS, name
+    assert set(EPOCHS) == {1, 2, 4, 8, 16, None}
+
+
+def test_lora_has_the_size_of_ipet():
+    from transformers import WhisperConfig, WhisperForAudioClassification
+
+    sizes = {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
+
+    def trainable(row):
+        model = WhisperForAudioClassification(WhisperConfig(**sizes, decoder_layers=1, num_labels=10))
+        return parameter_counts(apply_method(model, ROWS[row].method, **ROWS[row].options))["trainable_parameters"]
+
+    assert trainable("lora") == pytest.approx(trainable("ipet"), rel=0.01)
+
+
+def record(row, fold, predicted, seed=0, shots=None):
+    labels = [0, 1, 2, 3]
+    accuracy = sum(a == b for a, b in zip(labels, predicted)) / 4
+    more = {"labels": labels, "predicted": predicted, "trainable_parameters": 7, "seconds": 1.0}
+    return {"row": row, "fold": fold, "seed": seed, "shots": shots, "accuracy": accuracy, **more}
+
+
+def test_differences_are_paired_over_the_runs_that_both_have():
+    records = [
+        record("linear_probe", "1", [0, 1, 2, 0]),
+        record("ipet", "1", [0, 1, 2, 3]),
+        record("ipet", "2", [9] * 4),
+    ]
+    assert difference(records, "ipet", "linear_probe").startswith("+25.0 (")
+    assert difference(records, "ipet", "ipet") == difference(records, "ipet", "lora") == "-"
+    header, rows = table(records)
+    assert [row[header.index("runs")] for row in rows] == ["1", "2"]
+
+
+def test_the_interval_is_over_clips():
+    certain = {("1", index): [1.0] for index in range(50)}
+    assert interval([certain]) == (100.0, 100.0)
+    half = {("1", index): [float(index % 2)] for index in range(400)}
+    low, high = interval([half])
+    assert 44 < low < 46 and 54 < high < 56  # 50 +- 1.96 * 50 / 20
+    assert interval([half, half]) == (0.0, 0.0)
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(UsageError, match="--data_dir is missing"):
+        main(["--output_dir", str(tmp_path)])
+    with pytest.raises(UsageError, match="--table: there is no"):
+        main(["--output_dir", str(tmp_path), "--table"])
