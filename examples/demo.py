@@ -61,7 +61,7 @@ METHODS = {
         IPETConfig(num_virtual_tokens=8, adapter_input="normalized", activation="gelu", scaling=1.0, dropout=0.0),
         1e-3,
         3e-3,
-        6,
+        5,
     ),
 }
 

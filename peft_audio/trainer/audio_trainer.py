@@ -182,8 +182,10 @@ class AudioTrainer(Trainer):
         Raises:
             ValueError: the Trainer has no `compute_metrics`.
         """
-        metrics = self.evaluate(test_dataset)
-        errors = self.standard_errors(self.predict(test_dataset))
+        output = self.predict(test_dataset, metric_key_prefix="eval")  # its logits too, in one pass
+        metrics: dict[str, float] = dict(output.metrics or {})
+        self.log(metrics.copy())
+        errors = self.standard_errors(output)
         metrics |= {f"eval_{name}_standard_error": error for name, error in errors.items()}
         if train_dataset is not None:
             probe = self.linear_probe(train_dataset, test_dataset)

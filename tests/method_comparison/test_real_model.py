@@ -1,6 +1,5 @@
 """The comparison on a real model, on a tiny one: what is run, what is kept, and what the tables say."""
 
-
 import pytest
 import real_model
 from real_model import Run, draw, main, read_records, wanted_runs
