@@ -29,13 +29,16 @@ DOCUMENTED = {
     "ast_from_vit": peft_audio,
     "cache_frozen": peft_audio,
     "equal_error_rate": peft_audio.metrics,
+    "initialize_prompts": peft_audio,
     "last_complete_checkpoint": peft_audio,
     "mean_average_precision": peft_audio.metrics,
     "min_dcf": peft_audio.metrics,
     "register_backbone": peft_audio,
     "resize_ast": peft_audio,
+    "resize_whisper": peft_audio,
     "save_activations_in_half": peft_audio,
     "use_mean_token_pooling": peft_audio,
+    "use_padding_mask": peft_audio,
     "use_statistics_pooling": peft_audio,
     "write_card": peft_audio,
 }
@@ -47,6 +50,7 @@ GIVEN = {
     "torch": torch,
     **{name: getattr(transformers, name) for name in ("ASTConfig", "ASTForAudioClassification", "TrainerState")},
     **{name: getattr(transformers, name) for name in ("ViTConfig", "ViTModel")},
+    **{name: getattr(transformers, name) for name in ("WhisperConfig", "WhisperForAudioClassification")},
     **{name: getattr(transformers, name) for name in ("Wav2Vec2Config", "Wav2Vec2ForSequenceClassification")},
 }
 
