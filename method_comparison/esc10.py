@@ -302,6 +302,7 @@ def build_trainer(model, args, feature_extractor, train_set, judged_set) -> Audi
         data_collator=AudioCollator(feature_extractor),
         processing_class=feature_extractor,
         compute_metrics=single_label_metrics,
+        prompts_from_clips=False,  # as in the papers, and in the results that are there
     )
 
 

@@ -30,7 +30,7 @@ class RecipeTrainer(EmbeddingTrainer):
     def __init__(self, recipe: Recipe, **kwargs) -> None:
         self.recipe = recipe
         loss = functools.partial(classification_loss, loss=recipe.loss)
-        super().__init__(compute_loss_func=loss, **kwargs)
+        super().__init__(compute_loss_func=loss, prompts_from_clips=False, **kwargs)  # as in the papers
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
