@@ -25,13 +25,59 @@ def print_report(records: list[dict], plot: str | None = None) -> None:
     if plot is not None:
         check_picture(plot)
     console = Console(width=200, highlight=False, markup=False)
-    groups = sorted({record["shots"] for record in records}, key=lambda shots: 10**9 if shots is None else shots)
-    for shots in groups:
+    for shots in groups_of(records):
         title = "all training clips" if shots is None else f"{shots} training clips a class"
         console.print(f"\n{title}\n")
         console.print(markdown(*table([record for record in records if record["shots"] == shots])), soft_wrap=True)
+    console.print("\nyou have N clips: take this\n")
+    console.print(markdown(*recommendations(records)), soft_wrap=True)
     if plot is not None:
         save_picture(Path(plot), draw(records))
+
+
+def recommendations(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: by training clips of a class the most accurate method, and the fastest that is not worse for certain.
+
+    A method is not worse for certain where the 95 % interval of its difference to the best includes zero.
+    """
+    header = [
+        "training clips of a class",
+        "most accurate",
+        "%",
+        "s per run",
+        "take",
+        "%",
+        "s per run",
+        "minus the best",
+    ]
+    rows = []
+    for shots in groups_of(records):
+        group = [record for record in records if record["shots"] == shots]
+        by_row = {name: [r for r in group if r["row"] == name] for name in ROWS}
+        by_row = {name: own for name, own in by_row.items() if own}
+        best = max(by_row, key=lambda name: mean(r["accuracy"] for r in by_row[name]))
+        good = [name for name in by_row if name == best or not is_worse(group, name, best)]
+        fast = min(good, key=lambda name: mean(r["seconds"] for r in by_row[name]))
+        cells = [ROWS[best].title, *figures(by_row[best]), ROWS[fast].title, *figures(by_row[fast])]
+        rows.append(["all (32)" if shots is None else str(shots), *cells, difference(group, fast, best)])
+    return header, rows
+
+
+def groups_of(records: list[dict]) -> list[int | None]:
+    """The numbers of training clips that there are records of, all clips last."""
+    return sorted({record["shots"] for record in records}, key=lambda shots: 10**9 if shots is None else shots)
+
+
+def figures(records: list[dict]) -> list[str]:
+    return [f"{100 * mean(r['accuracy'] for r in records):.1f}", f"{mean(r['seconds'] for r in records):.0f}"]
+
+
+def is_worse(records: list[dict], name: str, best: str) -> bool:
+    pairs = paired(records, name, best)
+    if not pairs:
+        return True  # nothing says that it is not
+    _, high = interval([correct(pair[0] for pair in pairs), correct(pair[1] for pair in pairs)])
+    return high < 0
 
 
 def table(records: list[dict]) -> tuple[list[str], list[list[str]]]:

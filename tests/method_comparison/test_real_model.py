@@ -3,7 +3,7 @@
 import pytest
 import real_model
 from real_model import Run, draw, main, read_records, wanted_runs
-from real_model_report import difference, interval, table
+from real_model_report import difference, interval, recommendations, table
 from real_model_rows import EPOCHS, ROWS
 from sounds import save_model, write_tones
 from train_classification import METHODS, UsageError, apply_method, make_config
@@ -101,6 +101,21 @@ def test_differences_are_paired_over_the_runs_that_both_have():
     assert difference(records, "ipet", "ipet") == difference(records, "ipet", "lora") == "-"
     header, rows = table(records)
     assert [row[header.index("runs")] for row in rows] == ["1", "2"]
+
+
+def test_the_fastest_that_is_not_worse_for_certain_is_taken():
+    def runs(row, right, seconds):
+        predicted = [0, 1, 2, 3] if right == 4 else [0, 1, 2, 0] if right == 3 else [1, 2, 3, 0]
+        return [record(row, fold, predicted) | {"seconds": seconds} for fold in "12345"]
+
+    records = runs("ipet", 4, 90.0) + runs("lora", 3, 50.0) + runs("linear_probe", 0, 5.0)
+    header, rows = recommendations(records)
+    assert len(rows) == 1 and len(rows[0]) == len(header)
+    assert rows[0][:4] == ["all (32)", ROWS["ipet"].title, "100.0", "90"]
+    # One clip in four of LoRA's is wrong, in every fold: a difference that no draw of clips turns around.
+    assert rows[0][4] == ROWS["ipet"].title
+    close = runs("ipet", 4, 90.0) + [*runs("lora", 4, 50.0)[:4], record("lora", "5", [0, 1, 2, 0]) | {"seconds": 50.0}]
+    assert recommendations(close)[1][0][4] == ROWS["lora"].title
 
 
 def test_the_interval_is_over_clips():
