@@ -19,7 +19,7 @@ from typing import Any
 
 import huggingface_hub
 import transformers
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers import AutoConfig
@@ -343,11 +343,10 @@ def run(model: nn.Module, args, data: TrainingData, data_args, feature_extractor
         "adapter_bytes": peft_audio.trainer.saved_bytes(args.output_dir),
         "train_seconds": training["train_runtime"],
     }
-    has_probe = args.compare_with_probe and isinstance(model, PeftModel) and args.world_size == 1
+    has_probe = args.compare_with_probe and peft_audio.trainer.has_frozen_base(model) and args.world_size == 1
     results |= trainer.test(data.test, data.train if has_probe and not data_args.streaming else None)
     results |= peft_audio.trainer.parameter_counts(trainer.model) | {
         "train_samples": None if data_args.streaming else len(data.train),  # a stream has no length
-        "eval_samples": len(data.test),
         "skipped_files": data.skipped,
     }
     if trainer.is_world_process_zero():

@@ -8,6 +8,7 @@ from .arguments import AudioTrainingArguments
 from .audio_trainer import AudioTrainer
 from .checks import GradientCheck, ProgressCheck
 from .frozen_states import cache_training_data
+from .linear_probe import has_frozen_base
 from .metrics import multi_label_metrics, single_label_metrics
 from .reports import logits_of, parameter_counts, plot_curves, saved_bytes
 
@@ -19,6 +20,7 @@ __all__ = [
     "ProgressCheck",
     "cache_training_data",
     "classification_loss",
+    "has_frozen_base",
     "logits_of",
     "multi_label_metrics",
     "parameter_counts",

@@ -159,7 +159,7 @@ class AudioTrainer(Trainer):
             eval_dataset: for the metrics.
 
         Raises:
-            ValueError: the Trainer has no `compute_metrics`, or the model's type is not supported.
+            ValueError: the Trainer has no `compute_metrics`, the model's type is not supported, or the base model trains.
         """
         if self.compute_metrics is None:
             raise ValueError("linear_probe needs the Trainer's `compute_metrics`, which is None.")
@@ -177,7 +177,8 @@ class AudioTrainer(Trainer):
                 the model did worse.
 
         Returns:
-            What `evaluate` returns, and `eval_<metric>_standard_error` for each metric of `compute_metrics`.
+            What `evaluate` returns, `eval_samples`, and `eval_<metric>_standard_error` for each metric of
+            `compute_metrics`.
 
         Raises:
             ValueError: the Trainer has no `compute_metrics`.
@@ -185,6 +186,7 @@ class AudioTrainer(Trainer):
         output = self.predict(test_dataset, metric_key_prefix="eval")  # its logits too, in one pass
         metrics: dict[str, float] = dict(output.metrics or {})
         self.log(metrics.copy())
+        metrics["eval_samples"] = len(np.asarray(output.label_ids))
         errors = self.standard_errors(output)
         metrics |= {f"eval_{name}_standard_error": error for name, error in errors.items()}
         if train_dataset is not None:

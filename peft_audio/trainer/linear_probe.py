@@ -17,6 +17,20 @@ from ..upstream.transformers_models import frame_mask
 from ..utils.undisturbed import undisturbed
 
 
+def has_frozen_base(model: Any) -> bool:
+    """Whether the base model below the head is as it was loaded, so that its features are there without adapters.
+
+    Full fine-tuning and biases of the base model (`LoraConfig(bias="all")`, BitFit) change it for good.
+    """
+    is_peft = isinstance(model, PeftModel)
+    base = model.get_base_model() if is_peft else model
+    apart = ["modules_to_save", *(f"{name}." for name in head_modules(base))]
+    if is_peft:
+        apart.append(getattr(model.base_model, "prefix", "modules_to_save"))
+    trained = [name for name, parameter in base.named_parameters() if parameter.requires_grad]
+    return all(any(part in name for part in apart) for name in trained)
+
+
 @torch.no_grad()
 def head_features(model: nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Return what the head of the base model reads of each clip, a mean over the tokens if it reads several.
@@ -27,7 +41,14 @@ def head_features(model: nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[
 
     Returns:
         Features `(clips, d)` in float32, and labels `(clips, ...)`.
+
+    Raises:
+        ValueError: the base model trains too.
     """
+    if not has_frozen_base(model):
+        raise ValueError(
+            f"A linear probe needs the features of the base model, but weights of this {type(model).__name__}'s train too."
+        )
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     features: list[torch.Tensor] = []
     labels = []

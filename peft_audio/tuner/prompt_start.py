@@ -132,6 +132,8 @@ class _Watch:
 
 
 def _draw(tokens: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+    # The same clips give the same prompts, in whatever order they come.
+    tokens = tokens[tokens.float().norm(dim=-1).argsort()]
     order = torch.randperm(len(tokens), generator=generator)
     repeats = -(-number // len(tokens))
     return tokens[order.repeat(repeats)[:number].to(tokens.device)]

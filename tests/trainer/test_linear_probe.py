@@ -11,7 +11,7 @@ from tiny import BACKBONES, METHODS, each_typical_backbone, make_inputs, randomi
 
 from peft_audio import cache_frozen, head_modules
 from peft_audio.trainer import AudioTrainer, AudioTrainingArguments, single_label_metrics
-from peft_audio.trainer.linear_probe import fit_and_score, head_features
+from peft_audio.trainer.linear_probe import fit_and_score, has_frozen_base, head_features
 
 
 def head_input(base, inputs):
@@ -40,9 +40,28 @@ def test_features_are_those_of_the_base_model(backbone, method):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("method", [*METHODS, "lora", "bitfit", "full", "head"])
+def test_it_is_said_whether_the_base_model_is_still_there(method):
+    base = BACKBONES["ast"]()
+    if method in ("lora", "bitfit"):
+        options = {"bias": "all"} if method == "bitfit" else {}
+        model = get_peft_model(
+            base, LoraConfig(target_modules=["q_proj", "query"], modules_to_save=["classifier"], **options)
+        )
+    elif method in ("full", "head"):
+        model = base.requires_grad_(method == "full")
+        base.classifier.requires_grad_(True)
+    else:
+        model = get_peft_model(base, METHODS[method]())
+    assert has_frozen_base(model) == (method not in ("bitfit", "full"))
+    if method in ("bitfit", "full"):
+        with pytest.raises(ValueError, match="weights of this .* train too"):
+            head_features(model, [])
+
+
 @torch.no_grad()
 def test_padding_is_left_out_of_the_mean():
-    base, inputs = BACKBONES["wav2vec2-stable"](), make_inputs("wav2vec2-stable")
+    base, inputs = BACKBONES["wav2vec2-stable"]().requires_grad_(False), make_inputs("wav2vec2-stable")
     length = inputs["input_values"].shape[1]
     mask = (torch.arange(length) < length // 2).long().expand(2, -1)
     features, _ = head_features(base, [{**inputs, "attention_mask": mask, "labels": torch.zeros(2)}])

@@ -79,6 +79,15 @@ def test_the_base_model_is_what_is_heard():
         torch.testing.assert_close(first, second)
 
 
+def test_the_order_of_the_clips_does_not_matter():
+    models = [get_peft_model(make_ast(), METHODS["ipet"]()) for _ in range(2)]
+    inputs = make_inputs("ast", batch_size=6)
+    initialize_prompts(models[0], inputs)
+    initialize_prompts(models[1], {name: value.flip(0) for name, value in inputs.items()})
+    for first, second in zip(*map(prompts_of, models)):
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+
+
 def test_padding_is_left_out():
     base, inputs = make("wav2vec2-stable"), make_inputs("wav2vec2-stable")
     length = inputs["input_values"].shape[1]
