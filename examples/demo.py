@@ -94,8 +94,6 @@ def train(method: Method, data: TrainingData, feature_extractor, epochs: int, fo
         head_learning_rate=method.head_learning_rate,
         eval_strategy="no",
         save_strategy="no",
-        label_names=["labels"],
-        remove_unused_columns=False,
         use_cpu=True,
     )
     parts = {"data_collator": AudioCollator(feature_extractor), "compute_metrics": single_label_metrics}

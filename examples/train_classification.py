@@ -150,8 +150,10 @@ def parse_kernel(option: str, value: Any) -> Any:
 
 
 def apply_method(model: nn.Module, method: str, **options) -> nn.Module:
-    """Sets a classifier up for `method`: a `PeftModel` around it; for "full" all its parameters train. Raises ValueError as
-    `make_config`, or if the method does not fit this model.
+    """Sets a classifier up for `method`: puts a `PeftModel` around it; for "full" all its parameters train.
+
+    Raises:
+        ValueError: as `make_config`, or the method does not fit this model.
     """
     config = make_config(method, **options)
     if config is None:
@@ -238,7 +240,6 @@ def parse_arguments(arguments: list[str] | None = None):
     row, is_given = METHODS[method_args.method], args.learning_rate is not None
     args.learning_rate = args.learning_rate if is_given else row.learning_rate
     args.head_learning_rate = args.head_learning_rate or (args.learning_rate if is_given else row.head_learning_rate)
-    args.label_names = args.label_names or ["labels"]
     args.remove_unused_columns = False  # the data sets hold exactly what the model takes
     return parsed
 
@@ -329,11 +330,7 @@ def with_frozen_states(model: nn.Module, data: TrainingData, folder: str, is_ask
 def run(model: nn.Module, args, data: TrainingData, data_args, feature_extractor, results: dict) -> dict:
     """Trains, saves, tests and reports. Returns `results` with what comes out."""
     metrics = multi_label_metrics if data.multi_label else single_label_metrics
-    sets = {
-        "train_dataset": data.train,
-        "eval_dataset": data.evaluation,
-        "head_learning_rate": args.head_learning_rate,
-    }
+    sets = {"train_dataset": data.train, "eval_dataset": data.evaluation}
     parts = {"data_collator": AudioCollator(feature_extractor), "processing_class": feature_extractor}
     trainer = AudioTrainer(model, args, **sets, **parts, compute_metrics=metrics)
     training = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics

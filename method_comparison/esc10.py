@@ -317,8 +317,6 @@ def training_arguments(folder: str, settings: Settings, run: Run) -> AudioTraini
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        label_names=["labels"],
-        remove_unused_columns=False,
     )
 
 

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 
+def write_text(path: Path, content: str) -> None:
+    """Write `content` as it is."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(content, encoding="utf-8")
+    partial.replace(path)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

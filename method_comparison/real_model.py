@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import examples_path
 import numpy as np
 import torch
+from files import write_text
 from real_model_report import print_report
 from real_model_rows import EPOCHS, ROWS
 from rich.console import Console
@@ -112,9 +113,11 @@ def run_missing(args: Arguments, path: Path) -> None:
     """Trains every run that the file at `path` lacks, and appends its record."""
     if args.data_dir is None:
         raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
-    done = {Run(*(record[name] for name in Run._fields)) for record in read_records(path)}
+    records = read_records(path)
+    done = {Run(*(record[name] for name in Run._fields)) for record in records}
     runs = [run for run in wanted_runs(args) if run not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))  # whole lines only, to append to
     console = Console(stderr=True)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as executor:
         futures = [executor.submit(train, args.model_name_or_path, args.data_dir, run) for run in runs]
@@ -171,8 +174,6 @@ def make_trainer(model, row, run: Run, data: TrainingData, extractor, folder: st
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        label_names=["labels"],
-        remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
     )
     parts = {"data_collator": AudioCollator(extractor), "compute_metrics": single_label_metrics}

@@ -1,7 +1,8 @@
 """The rows of the comparison on Whisper tiny.en, and how each trains.
 
-Learning rates and epochs were chosen with folds 2 and 3 of ESC-10 for training and folds 4 and 5 for judging; what was tried is
-in docs/real_model/choices.md.
+The rates of the head, of IPET and of the parallel MLP were chosen with folds 2 and 3 of ESC-10 for training and folds 4 and 5
+for judging; what was tried is in docs/real_model/README.md. Those of the others are the training script's or common ones, and
+have not been chosen yet.
 """
 
 from typing import Any, NamedTuple

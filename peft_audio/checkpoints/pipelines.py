@@ -29,15 +29,19 @@ def _fitting_feature_extractor(original: Callable[..., Any]) -> Callable[..., An
 
 
 def fitted(feature_extractor: Any, config: Any) -> Any:
-    """Return a copy of a feature extractor that makes inputs as long as a resized model takes.
+    """Return a copy of a feature extractor that makes inputs as long as an AST or a Whisper takes; any other as it is.
 
     Args:
-        feature_extractor: of an AST or a Whisper; any other stays as it is.
+        feature_extractor: of the model.
         config: the model's configuration.
     """
-    other = copy.deepcopy(feature_extractor)
-    if hasattr(feature_extractor, "nb_max_frames") and hasattr(config, POSITIONS):
+    is_whisper = hasattr(feature_extractor, "nb_max_frames") and hasattr(config, POSITIONS)
+    is_resized_ast = hasattr(feature_extractor, "max_length") and bool(getattr(config, RESIZES, None))
+    if not (is_whisper or is_resized_ast):
+        return feature_extractor
+    other = copy.deepcopy(feature_extractor)  # the caller's own stays as it is
+    if is_whisper:
         fit_feature_extractor(other, getattr(config, POSITIONS))
-    elif getattr(config, RESIZES, None) and hasattr(feature_extractor, "max_length"):
+    else:
         other.max_length = config.max_length
     return other

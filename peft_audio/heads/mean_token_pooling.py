@@ -9,6 +9,7 @@ from transformers import ASTPreTrainedModel
 
 from ..upstream.hooks import forward_hooks
 from ..upstream.peft_modules import has_adapters
+from .remembered import check_installed
 
 
 # Field of a model's configuration. The configuration is saved with the model, the hook is not.
@@ -76,13 +77,9 @@ def has_mean_token_pooling(model: Any) -> bool:
     Raises:
         ValueError: if the configuration asks for it, but the model was loaded without.
     """
-    installed = _is_installed(model)
-    if remembers_mean_token_pooling(model.config) and not installed:
-        raise ValueError(
-            f"The configuration of this {type(model).__name__} has {TOKEN_POOLING}=True, but the model was loaded "
-            "without it and pools its special tokens. Call peft_audio.use_mean_token_pooling(model) first."
-        )
-    return installed
+    return check_installed(
+        model, TOKEN_POOLING, _is_installed(model), "use_mean_token_pooling", "without it and pools its special tokens"
+    )
 
 
 def pool_mean_tokens(model: nn.Module, args: tuple, output: Any) -> Any:

@@ -11,6 +11,7 @@ from ..backbones.table import resolve
 from ..upstream.peft_modules import has_adapters
 from ..upstream.transformers_models import frame_mask
 from ..utils.forward_pass import ForwardPass
+from .remembered import check_installed
 
 
 # Smaller variances are raised to this one: the square root has no gradient at zero.
@@ -94,12 +95,9 @@ def has_statistics_pooling(model: Any) -> bool:
         ValueError: if the configuration asks for it, but the model was loaded without.
     """
     installed = pools_statistics(model)
-    if getattr(model.config, "statistics_pooling", False) and not installed and hasattr(model, "classifier"):
-        raise ValueError(
-            f"The configuration of this {type(model).__name__} has statistics_pooling=True, but the model was loaded "
-            "with a plain head. Call peft_audio.use_statistics_pooling(model) first."
-        )
-    return installed
+    if not hasattr(model, "classifier"):
+        return installed
+    return check_installed(model, "statistics_pooling", installed, "use_statistics_pooling", "with a plain head")
 
 
 class StatisticsPooling(nn.Module):

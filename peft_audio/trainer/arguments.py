@@ -36,4 +36,8 @@ class AudioTrainingArguments(TrainingArguments):
     report_to: Optional[str] = _argument("none", "Where to log besides, e.g. tensorboard.")
     hub_strategy: str = _argument("end", "When to push to the Hub, with --push_to_hub.")
     dataloader_pin_memory: bool = _argument(torch.accelerator.is_available(), "Pin memory, for an accelerator.")
+    label_names: Optional[list[str]] = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The columns with the labels."}
+    )
+    remove_unused_columns: bool = _argument(False, "Leave out columns that are no arguments of the model.")
     compare_with_probe: bool = _argument(True, "Also test a linear probe on the frozen model's features.")

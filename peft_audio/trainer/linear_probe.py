@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,25 +53,34 @@ def head_features(model: nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[
     features: list[torch.Tensor] = []
     labels = []
 
-    head = base.get_submodule(head_modules(base)[0])
+    without_adapters = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    with undisturbed(model), without_adapters, _inputs_of_head(base) as seen:
+        model.eval()
+        for batch in batches:
+            model(**{name: value for name, value in batch.items() if name != "labels"})
+            features.append(_mean_over_tokens(base, seen.pop(), batch.get("attention_mask")).float().cpu())
+            labels.append(batch["labels"].cpu())
+    return torch.cat(features).numpy(), torch.cat(labels).numpy()
+
+
+@contextmanager
+def _inputs_of_head(base: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Give a list to which every pass of the model appends what its head reads."""
+    wrapper = base.get_submodule(head_modules(base)[0])
+    head: Any = getattr(wrapper, "original_module", wrapper)  # whose own hooks have their say, as with a padding mask
+    seen: list[torch.Tensor] = []
     forward = head.forward
 
     def keep(states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        features.append(states)
+        seen.append(states)
         return forward(states, *args, **kwargs)
 
     # No hook, which would see what stands for the cached states of `cache_frozen` instead of these.
     before = install_stand_in(head, "forward", keep)
     try:
-        with undisturbed(model), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-            model.eval()
-            for batch in batches:
-                model(**{name: value for name, value in batch.items() if name != "labels"})
-                features[-1] = _mean_over_tokens(base, features[-1], batch.get("attention_mask")).float().cpu()
-                labels.append(batch["labels"].cpu())
+        yield seen
     finally:
         remove_stand_in(head, "forward", before)
-    return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 
 def _mean_over_tokens(model: Any, states: torch.Tensor, attention_mask: Any) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..heads.remembered import check_installed
 from ..upstream.hooks import forward_hooks
 from ..upstream.peft_modules import has_adapters
 from ..upstream.transformers_models import encoder_mask
@@ -76,13 +77,9 @@ def has_padding_mask(model: Any) -> bool:
     Raises:
         ValueError: if the configuration asks for it, but the model was loaded without.
     """
-    installed = _is_installed(model)
-    if remembers_padding_mask(model.config) and not installed:
-        raise ValueError(
-            f"The configuration of this {type(model).__name__} has {PADDING_MASK}=True, but the model was loaded without "
-            "it and averages padding in. Call peft_audio.use_padding_mask(model) first."
-        )
-    return installed
+    return check_installed(
+        model, PADDING_MASK, _is_installed(model), "use_padding_mask", "without it and averages padding in"
+    )
 
 
 def padding_mask(input_features: torch.Tensor) -> torch.Tensor:

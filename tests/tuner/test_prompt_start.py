@@ -14,10 +14,10 @@ from tiny import (
     make_ast,
     make_inputs,
     randomize,
-    shared_path,
+    real_whisper,
     trainable,
 )
-from transformers import WhisperFeatureExtractor, WhisperForAudioClassification
+from transformers import WhisperFeatureExtractor
 
 from peft_audio import EmbeddingPromptConfig, IPETConfig, initialize_prompts, resize_whisper
 from peft_audio.trainer import AudioTrainer, AudioTrainingArguments
@@ -162,9 +162,7 @@ def test_a_run_that_resumes_keeps_its_prompts(tmp_path):
 
 @torch.no_grad()
 def test_on_real_weights_they_disturb_little():
-    folder = shared_path("models/whisper-tiny.en")
-    base = WhisperForAudioClassification.from_pretrained(folder, num_labels=5, dtype=torch.float32).eval()
-    extractor = WhisperFeatureExtractor.from_pretrained(folder)
+    base, extractor = real_whisper(), WhisperFeatureExtractor()
     resize_whisper(base, 2, extractor)
     torch.manual_seed(0)
     clips = (torch.randn(4, 32000) * torch.linspace(0.01, 0.3, 4).unsqueeze(1)).numpy()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
-from tiny import METHODS, count_hooks, make, make_wav2vec2, randomize, shared_path
+from tiny import METHODS, count_hooks, make, make_wav2vec2, randomize, real_whisper
 from transformers import WhisperFeatureExtractor, WhisperForAudioClassification
 
 from peft_audio import AutoPeftModelForAudioClassification, cache_frozen, resize_whisper, use_padding_mask
@@ -108,8 +108,6 @@ def test_what_the_spectrogram_says_is_padding(lengths):
     for row, length in enumerate(lengths):
         features[row, :, :length] += torch.rand(6, length) + 0.1 * torch.arange(6.0).unsqueeze(1)
         features[row, :, : length // 2 : 3] = -1.5  # silence within a clip is no padding
-        if length and (length - 1) % 3 == 0 and length - 1 < length // 2:
-            features[row, 0, length - 1] = 0.0
     expected = torch.arange(40) < torch.tensor(lengths).clamp(min=1).unsqueeze(1)
     assert torch.equal(padding_mask(features), expected)
 
@@ -206,11 +204,8 @@ def test_cached_states_need_the_mask_beside_them(tmp_path):
 
 @torch.no_grad()
 def test_real_weights_hear_a_clip_alike_at_any_length():
-    folder = shared_path("models/whisper-tiny.en")
     clip, logits = noise(SECOND) * 0.1, []
     for seconds in (2, 5, 30):
-        torch.manual_seed(0)
-        model = WhisperForAudioClassification.from_pretrained(folder, num_labels=5, dtype=torch.float32).eval()
-        logits.append(use_padding_mask(resize_whisper(model, seconds))(**features_of(clip, seconds)).logits)
+        logits.append(use_padding_mask(resize_whisper(real_whisper(), seconds))(**features_of(clip, seconds)).logits)
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits[2], logits[0], atol=1e-4, rtol=1e-4)

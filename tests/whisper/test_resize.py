@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import METHODS, WHISPER, make, make_ast, randomize, shared_path
+from tiny import METHODS, WHISPER, make, make_ast, randomize, real_whisper
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForAudioClassification
 
 from peft_audio import AutoPeftModelForAudioClassification, resize_whisper
@@ -80,6 +80,8 @@ def test_every_model_with_whispers_encoder_takes_a_shorter_input(name):
     assert torch.equal(encoder.embed_positions.weight, before[:8])
     assert not encoder.embed_positions.weight.requires_grad
     assert encoder.config.max_source_positions == encoder.max_source_positions == 8
+    saved = model.config.to_dict()  # of a language model, the tower's configuration is within
+    assert saved.get("audio_config", saved)["max_source_positions"] == 8
     states = encoder(torch.randn(2, 12, 16)).last_hidden_state
     assert states.shape[0] == 2 and states.isfinite().all()
     with pytest.raises(ValueError, match="16"):
@@ -225,14 +227,12 @@ def test_the_length_comes_back_with_an_adapter(method, tmp_path):
 
 @torch.no_grad()
 def test_real_weights_at_five_seconds():
-    folder = shared_path("models/whisper-tiny.en")
-    model = WhisperForAudioClassification.from_pretrained(folder, num_labels=5, dtype=torch.float32).eval()
-    feature_extractor = WhisperFeatureExtractor.from_pretrained(folder)
+    model, feature_extractor = real_whisper(), WhisperFeatureExtractor()
     resize_whisper(model, 5, feature_extractor)
     clip = torch.randn(3 * SECOND, generator=torch.Generator().manual_seed(0)).numpy()
     features = feature_extractor(clip, sampling_rate=SECOND, return_tensors="pt").input_features
     encoder = model.encoder
-    original = WhisperForAudioClassification.from_pretrained(folder, num_labels=5, dtype=torch.float32).encoder
+    original = real_whisper().encoder
     states = torch.nn.functional.gelu(original.conv2(torch.nn.functional.gelu(original.conv1(features)))).mT
     states = states + original.embed_positions.weight[:250]
     for layer in original.layers:
