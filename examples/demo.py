@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from demo_small import predict, reload_and_predict
 from peft import PeftConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from peft_audio import AutoPeftModelForAudioClassification, IPETConfig, ParallelMLPAdapterConfig, load_classifier
+from peft_audio import IPETConfig, ParallelMLPAdapterConfig, load_classifier
 from peft_audio.data import AudioCollator, TrainingData, load_feature_extractor, prepare_clips, read_audiofolder
 from peft_audio.trainer import (
     AudioTrainer,
@@ -104,22 +105,6 @@ def train(method: Method, data: TrainingData, feature_extractor, epochs: int, fo
     model.save_pretrained(folder)
     results = trainer.test(data.test) | parameter_counts(model)
     return results | {"seconds": seconds, "bytes": saved_bytes(folder), "model": model}
-
-
-@torch.inference_mode()
-def predict(model: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Logits (clips, classes) of spectrograms (clips, mel bins, frames)."""
-    model.eval()
-    return torch.cat([model(input_features=batch).logits for batch in features.split(20)])
-
-
-def reload_and_predict(adapter: str, features_file: str, logits_file: str) -> None:
-    """What the new process does: all it knows of the task is in the adapter's folder."""
-    model = AutoPeftModelForAudioClassification.from_pretrained(adapter)
-    torch.save(predict(model, torch.load(features_file, weights_only=True)), logits_file)
-    base = model.get_base_model()
-    kind = model.peft_config["default"].peft_type.value
-    print(f"loaded {type(base).__name__} with {kind} and {base.config.num_labels} labels")
 
 
 def check_reload(model: torch.nn.Module, data: TrainingData, folder: Path, console: Console) -> bool:

@@ -135,7 +135,7 @@ def train(
 def predict(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Logits (clips, classes)."""
     model.eval()
-    return torch.cat([model(input_values=batch).logits for batch in inputs.split(40)])
+    return torch.cat([model(batch).logits for batch in inputs.split(40)])
 
 
 def reload_and_predict(adapter: str, inputs_file: str, logits_file: str) -> None:
