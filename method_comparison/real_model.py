@@ -4,8 +4,9 @@
     python method_comparison/real_model.py --data_dir ESC10 --output_dir OUT --jobs 2 --shots 4 --methods ipet lora
     python method_comparison/real_model.py --output_dir OUT --table --plot shots.png
 
-ESC10 is an `audiofolder` with five folds. OUT/results.jsonl gets a line for each run as it ends, with its logits for the
-test clips, so an interrupted comparison goes on where it was, and no run is repeated. Inputs are 5 s long.
+ESC10 is an `audiofolder` with five folds. OUT/results.jsonl gets a line for each run as it ends, with the classes that
+it predicted, so an interrupted comparison goes on where it was, and no run is repeated. Inputs are 5 s long. Seconds are those
+of one core's work.
 
 A run with N shots draws N clips of each class from the folds that train, by its seed: the same for all methods.
 """
@@ -13,6 +14,8 @@ A run with N shots draws N clips of each class from the folds that train, by its
 import functools
 import json
 import tempfile
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -24,22 +27,21 @@ import numpy as np
 import torch
 from files import write_text
 from real_model_report import print_report
-from real_model_rows import EPOCHS, ROWS
+from real_model_rows import EPOCHS, ROWS, Row
 from rich.console import Console
 from train_classification import UsageError, apply_method, single_label_metrics
 from transformers import HfArgumentParser, PrinterCallback, set_seed
 from transformers.utils import logging
 
-from peft_audio import load_classifier
+from peft_audio import cache_frozen, load_classifier
 from peft_audio.data import (
     AudioCollator,
     FeatureDataset,
-    TrainingData,
     extract_features,
     load_feature_extractor,
     read_audiofolder,
 )
-from peft_audio.trainer import AudioTrainer, AudioTrainingArguments, cache_training_data, logits_of, parameter_counts
+from peft_audio.trainer import AudioTrainer, AudioTrainingArguments, logits_of, parameter_counts
 
 
 MODEL = examples_path.EXAMPLES / "assets" / "whisper-tiny.en-encoder"
@@ -113,63 +115,80 @@ def run_missing(args: Arguments, path: Path) -> None:
     """Trains every run that the file at `path` lacks, and appends its record."""
     if args.data_dir is None:
         raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
+    append_missing(
+        path, wanted_runs(args), functools.partial(train, args.model_name_or_path, args.data_dir), args.jobs
+    )
+
+
+def append_missing(path: Path, runs: list, train_one: Callable[[Any], dict], jobs: int) -> None:
+    """Appends to the file at `path` what `train_one` returns for each of `runs` (tuples with names) that it lacks."""
     records = read_records(path)
-    done = {Run(*(record[name] for name in Run._fields)) for record in records}
-    runs = [run for run in wanted_runs(args) if run not in done]
+    done = {tuple(record[name] for name in runs[0]._fields) for record in records}
+    runs = [run for run in runs if run not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))  # whole lines only, to append to
     console = Console(stderr=True)
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as executor:
-        futures = [executor.submit(train, args.model_name_or_path, args.data_dir, run) for run in runs]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as executor:
+        futures = {executor.submit(train_one, run): run for run in runs}
         for number, future in enumerate(as_completed(futures), start=1):
             record = future.result()
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-            console.print("{}/{} {row} {shots} fold {fold} seed {seed}: {accuracy:.3f} ({seconds:.0f} s)".format(
-                number, len(runs), **record))  # fmt: skip
+            told = ", ".join(f"{name} {value}" for name, value in futures[future]._asdict().items())
+            console.print(f"{number}/{len(runs)} {told}: {record['accuracy']:.3f} ({record['seconds']:.0f} s)")
 
 
 def train(model_name: str, data_dir: str, run: Run) -> dict[str, Any]:
     """Trains one run and tests it. Returns its record."""
+    clips = load_data(model_name, data_dir)[0]
+    chosen = draw([clip for clip in clips if clip.fold != run.fold], run.shots, run.seed)
+    tested = [clip for clip in clips if clip.fold == run.fold]
+    figures = fit(model_name, data_dir, ROWS[run.row], (chosen, tested), EPOCHS[run.shots], run.seed)
+    return {**run._asdict(), **figures}
+
+
+def fit(model_name: str, data_dir: str, row: Row, parts: tuple[list, list], epochs: int, seed: int) -> dict[str, Any]:
+    """Trains `row` on the first of two lists of clips and tests it on the second. Returns what a record keeps."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    row, (clips, features, extractor) = ROWS[run.row], load_data(model_name, data_dir)
+    clips, features, extractor = load_data(model_name, data_dir)
     labels = sorted({label for clip in clips for label in clip.labels})
-    chosen = draw([clip for clip in clips if clip.fold != run.fold], run.shots, run.seed)
-    sets = [FeatureDataset(part, features, labels) for part in (chosen, [c for c in clips if c.fold == run.fold])]
-    set_seed(run.seed)
+    sets = [FeatureDataset(part, features, labels) for part in parts]
+    set_seed(seed)
     model = load_classifier(model_name, labels, max_seconds=SECONDS)
     model = apply_method(model, row.method, **row.options)
     with tempfile.TemporaryDirectory() as folder:
-        data = TrainingData(sets[0], sets[1], sets[1], labels, False, "")
+        started = time.process_time()  # what else the machine does, and pauses, do not count
+        training_set, test_set = sets
         if row.method == "linear_probe":
-            data = cache_training_data(model, data, Path(folder) / "frozen")
-        trainer = make_trainer(model, row, run, data, extractor, folder)
+            training_set = cache_frozen(model, training_set, Path(folder) / "frozen")
+        trainer = make_trainer(model, row, epochs, seed, training_set, extractor, folder)
         outcome = trainer.train()
-        output = trainer.predict(data.test)
+        seconds = time.process_time() - started
+        output = trainer.predict(test_set)
     logits = logits_of(output.predictions)
     return {
-        **run._asdict(),
         "accuracy": float((logits.argmax(1) == output.label_ids).mean()),
         "train_loss": outcome.training_loss,
-        "seconds": outcome.metrics["train_runtime"],
+        "test_loss": output.metrics["test_loss"],
+        "seconds": seconds,
         **parameter_counts(model),
         "learning_rate": row.learning_rate,
         "head_learning_rate": row.head_learning_rate,
-        "epochs": EPOCHS[run.shots],
+        "epochs": epochs,
         "labels": output.label_ids.tolist(),
         "predicted": logits.argmax(1).tolist(),
     }
 
 
-def make_trainer(model, row, run: Run, data: TrainingData, extractor, folder: str) -> AudioTrainer:
+def make_trainer(model, row: Row, epochs: int, seed: int, training_set, extractor, folder: str) -> AudioTrainer:
     arguments = AudioTrainingArguments(
         output_dir=folder,
-        num_train_epochs=EPOCHS[run.shots],
+        num_train_epochs=epochs,
         learning_rate=row.learning_rate,
         head_learning_rate=row.head_learning_rate,
-        seed=run.seed,
+        seed=seed,
         eval_strategy="no",
         save_strategy="no",
         logging_strategy="no",
@@ -177,7 +196,7 @@ def make_trainer(model, row, run: Run, data: TrainingData, extractor, folder: st
         use_cpu=not torch.cuda.is_available(),
     )
     parts = {"data_collator": AudioCollator(extractor), "compute_metrics": single_label_metrics}
-    trainer = AudioTrainer(model, arguments, train_dataset=data.train, **parts)
+    trainer = AudioTrainer(model, arguments, train_dataset=training_set, **parts)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -44,10 +44,10 @@ def recommendations(records: list[dict]) -> tuple[list[str], list[list[str]]]:
         "training clips of a class",
         "most accurate",
         "%",
-        "s per run",
+        "CPU s",
         "take",
         "%",
-        "s per run",
+        "CPU s",
         "minus the best",
     ]
     rows = []
@@ -82,7 +82,7 @@ def is_worse(records: list[dict], name: str, best: str) -> bool:
 
 def table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: accuracy with its interval, and the difference to each reference, paired over runs and clips."""
-    header = ["method", "accuracy %", "95 % interval", "trainable", "s per run", "runs"]
+    header = ["method", "accuracy %", "95 % interval", "trainable", "CPU s", "runs"]
     header += [f"minus {name}" for name in REFERENCES]
     rows = []
     for name in (name for name in ROWS if any(record["row"] == name for record in records)):

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import real_model
+import real_model_rates
 from real_model import Run, draw, main, read_records, wanted_runs
+from real_model_rates import Trial
 from real_model_report import difference, interval, recommendations, table
 from real_model_rows import EPOCHS, ROWS
 from sounds import save_model, write_tones
@@ -48,6 +50,44 @@ def test_an_interrupted_comparison_goes_on_where_it_was(workspace, tmp_path, mon
     printed = capsys.readouterr().out
     assert "1 training clips a class" in printed and ROWS["ipet"].title in printed
     assert (tmp_path / "shots.png").stat().st_size > 1000
+
+
+def test_rates_are_tried_on_other_folds_than_those_that_are_tested(workspace, tmp_path, monkeypatch, capsys):
+    for name in ("TRAINING_FOLDS", "JUDGING_FOLDS"):
+        monkeypatch.setattr(real_model_rates, name, {"TRAINING_FOLDS": ("2",), "JUDGING_FOLDS": ("3",)}[name])
+    seen = []
+    monkeypatch.setattr(real_model_rates, "fit", lambda *given: seen.append(given) or {"accuracy": 0.5})
+    train = real_model_rates.train
+    for row, rate in (("ipet", 1e-2), ("linear_probe", 1e-4)):
+        record = train(str(workspace / "whisper"), str(workspace / "data"), Trial(row, rate, 3))
+        assert record == {"row": row, "learning_rate": rate, "seed": 3, "accuracy": 0.5}
+    (_, _, ipet, parts, epochs, seed), (_, _, probe, _, _, _) = seen
+    assert [{clip.fold for clip in part} for part in parts] == [{"2"}, {"3"}] and (epochs, seed) == (EPOCHS[16], 3)
+    assert (ipet.learning_rate, ipet.head_learning_rate) == (1e-2, ROWS["ipet"].head_learning_rate)
+    assert probe.head_learning_rate == 1e-4
+
+
+def test_the_table_of_rates_marks_those_that_the_rows_have(workspace, tmp_path, capsys):
+    def trial(rate, accuracy, seed):
+        return {
+            "row": "ipet",
+            "learning_rate": rate,
+            "seed": seed,
+            "accuracy": accuracy,
+            "test_loss": 0.5,
+            "train_loss": 0.1,
+        }
+
+    own = ROWS["ipet"].learning_rate
+    records = [trial(3 * own, 0.5, 0), trial(own, 0.5, 0), trial(own, 0.7, 1)]
+    header, rows = real_model_rates.table(records)
+    assert rows == [
+        [ROWS["ipet"].title, f"**{own:g}**", "60.0", "0.50", "0.100", "2"],
+        [ROWS["ipet"].title, f"{3 * own:g}", "50.0", "0.50", "0.100", "1"],
+    ]
+    assert len(header) == len(rows[0])
+    with pytest.raises(UsageError, match="data_dir"):
+        real_model_rates.main(["--output_dir", str(tmp_path)])
 
 
 def test_whole_training_sets_run_on_every_fold(workspace):
