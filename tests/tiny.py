@@ -267,4 +267,8 @@ def trainable(model):
 
 
 def count_hooks(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    """Hooks, and functions that stand in the place of a `forward`."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in vars(module))
+        for module in model.modules()
+    )

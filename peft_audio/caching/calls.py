@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import count
@@ -47,18 +48,23 @@ def trace(
         argument_of: number of the call whose first tensor argument is kept.
         outputs_of: numbers of the calls whose outputs are kept.
     """
+    own_thread = threading.get_ident()  # others may be running the model
     calls: list[ModuleCall] = []
     running: list[int] = []
     moments = count()
     paths = {module: path for path, module in model.named_modules()}
 
     def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != own_thread:
+            return
         calls.append(ModuleCall(paths[module], running[-1] if running else None, next(moments)))
         running.append(len(calls) - 1)
         if running[-1] == argument_of:
             calls[-1].argument = first_argument(args, kwargs)
 
     def end(module: nn.Module, args: tuple, output: Any) -> None:
+        if threading.get_ident() != own_thread:
+            return
         call = calls[running[-1]]
         call.end = next(moments)
         if running.pop() in outputs_of:

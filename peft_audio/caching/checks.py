@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterable
 from typing import Any, Optional
 
@@ -34,9 +35,11 @@ def states_at(model: nn.Module, split_point: SplitPoint, inputs: dict[str, torch
     Raises:
         RuntimeError: the module at the split point did not run, or was given no tensor.
     """
+    own_thread = threading.get_ident()
 
     def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        raise _ReachedError(first_argument(args, kwargs))
+        if threading.get_ident() == own_thread:  # others may be running the model
+            raise _ReachedError(first_argument(args, kwargs))
 
     handle = model.get_submodule(split_point.path).register_forward_pre_hook(stop, with_kwargs=True)
     try:
@@ -56,11 +59,8 @@ def check_replay(model: nn.Module, plan: Plan, inputs: dict[str, torch.Tensor], 
         ValueError: it does not.
     """
     expected = model(**inputs)
-    stand_ins = StandIns(model, plan, states)
-    try:
+    with StandIns(model, plan, states).installed():
         received = model(**{**inputs, plan.main: torch.zeros_like(inputs[plan.main])})
-    finally:
-        stand_ins.remove()
     for name, value in expected.items():
         if isinstance(value, torch.Tensor) and not _is_close(received[name], value):
             raise ValueError(

@@ -2,16 +2,17 @@
 
 The order of events for one batch of cached states:
 
-1. `Replay.before_forward`, a hook on the model, sees the shape of the main input and installs `StandIns`.
+1. `Replay.run`, around the model's forward pass, sees the shape of the main input and installs `StandIns`.
 2. The modules before the split point return zeros, or their constants, without computing anything.
 3. The module at the split point is given the states, and everything after it runs as always.
-4. `Replay.after_forward`, called after errors too, removes the stand-ins.
+4. `Replay.run` removes the stand-ins, however the pass ended.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any, Optional
@@ -19,11 +20,12 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from ..upstream.hooks import owners_of_hooks, remove_hooks
+from ..upstream.hooks import remove_hooks
 from ..upstream.peft_modules import is_adapted
-from ..upstream.torch_modules import install_stand_in, is_replica, remove_stand_in
+from ..upstream.torch_modules import ABSENT, install_stand_in, is_replica, remove_stand_in
 from ..upstream.torch_tensors import version_of
 from ..upstream.transformers_models import is_checkpointed, is_checkpointed_outside
+from ..utils.around import owners_of_wrappers, unwrap_forward, wrap_forward
 from ..utils.forward_pass import ForwardPass
 from .calls import argument_names, first_argument, is_input, with_first_argument
 from .plan import Plan, Template, map_tensors
@@ -36,7 +38,7 @@ OPTIONS = ("output_hidden_states", "output_attentions")
 
 
 class StandIns:
-    """What replaces the frozen part of a model in one forward pass; installed when it is made.
+    """What replaces the frozen part of a model in one forward pass.
 
     Args:
         model: the model.
@@ -45,42 +47,41 @@ class StandIns:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, states: torch.Tensor) -> None:
+        self._model = model
         self.plan = plan
         self.states = states
         self.thread = threading.get_ident()
         self.has_reached_split_point = False
-        self.is_removed = False
+        self.is_suspended = False  # while the model is run within itself
         self._made: dict[Template, torch.Tensor] = {}
         self._replaced: list[tuple[nn.Module, Any]] = []
-        LOCK.acquire()
-        try:
-            for path, trees in plan.outputs.items():
-                self._replace(model.get_submodule(path), self._outputs, path, trees, count())
-            first_trained = model.get_submodule(plan.split_point.path)
-            self._replace(first_trained, self._from_states, first_trained)
-        except BaseException:
-            self.remove()
-            raise
 
-    def remove(self) -> None:
-        """Give the modules their own computation back. Doing it again changes nothing."""
-        if self.is_removed:
-            return
-        self.is_removed = True
-        while self._replaced:
-            module, before = self._replaced.pop()
-            remove_stand_in(module, "forward", before)
-        LOCK.release()
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Within, the frozen part computes nothing when this thread runs the model."""
+        with LOCK:
+            try:
+                for path, trees in self.plan.outputs.items():
+                    self._replace(self._model.get_submodule(path), self._outputs, path, trees, count())
+                first_trained = self._model.get_submodule(self.plan.split_point.path)
+                self._replace(first_trained, self._from_states, first_trained)
+                yield
+            finally:
+                while self._replaced:
+                    module, before = self._replaced.pop()
+                    remove_stand_in(module, "forward", before)
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any], *arguments: Any) -> None:
         own = module.forward
         stand_in = partial(self._run, own, partial(forward, own, *arguments))
-        self._replaced.append((module, install_stand_in(module, "forward", stand_in)))
+        self._replaced.append((module, vars(module).get("forward", ABSENT)))  # first: what follows may be interrupted
+        install_stand_in(module, "forward", stand_in)
 
     def _run(self, own: Callable[..., Any], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # Other threads, and whoever calls a module again after the split point, get the module's own computation.
-        is_over = self.has_reached_split_point or threading.get_ident() != self.thread
-        return (own if is_over else forward)(*args, **kwargs)
+        # Other threads, calls of the model within this one, and whoever calls a module again after the split point, get
+        # the module's own computation.
+        is_other = self.has_reached_split_point or self.is_suspended or threading.get_ident() != self.thread
+        return (own if is_other else forward)(*args, **kwargs)
 
     def _outputs(
         self, own: Callable[..., Any], path: str, trees: list[Any], calls: Iterator[int], *args: Any, **kwargs: Any
@@ -121,7 +122,7 @@ class StandIns:
 
 
 class Replay:
-    """Two hooks on a model: a batch of cached states runs from the split point on, any other batch as always.
+    """A wrapper around a model: a batch of cached states runs from the split point on, any other batch as always.
 
     Args:
         identity: tells these states from those of other models and other split points.
@@ -141,64 +142,81 @@ class Replay:
     @staticmethod
     def on(model: nn.Module) -> Optional[Replay]:
         """Return the one that is installed on the model."""
-        return next((owner for owner in owners_of_hooks(model) if isinstance(owner, Replay)), None)
+        return next((owner for owner in owners_of_wrappers(model) if isinstance(owner, Replay)), None)
 
     def install(self, model: nn.Module, plan: Plan) -> None:
-        """Put the hooks on the model, whose frozen part has the `digest` now; those for other states are removed."""
+        """Put the wrapper around the model, whose frozen part has the `digest` now; those for other states are removed."""
         if Replay.on(model) is not self:
             Replay.remove(model)
-            model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
-            model.register_forward_hook(self.after_forward, always_call=True)
+            wrap_forward(model, self.run)
+            model.register_forward_pre_hook(self.refuse_replicas)
         self.names = argument_names(model)
         self.stamp = _stamp(model, plan.split_point)
         self.plans[plan.key] = plan
 
     @staticmethod
     def remove(model: nn.Module) -> None:
-        """Take the hooks off the model, whichever states they are for."""
-        for replay in remove_hooks(model, Replay):
+        """Take the wrapper off the model, whichever states it is for."""
+        remove_hooks(model, Replay)
+        for replay in unwrap_forward(model, Replay):
             replay.is_replaced = True
 
-    def before_forward(
-        self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> Optional[tuple[tuple, dict[str, Any]]]:
-        """Forward pre-hook of the model: install stand-ins for a batch of cached states."""
-        running = ForwardPass.of(model).cached_calls
-        if running and running[-1] is not None:
-            running[-1].remove()  # interrupted by hand, or the model is run within itself: `after_forward` tells that
-        running.append(None)
+    def refuse_replicas(self, model: nn.Module, args: tuple) -> None:
+        """Forward pre-hook of the model: refuses the copies of it that torch.nn.DataParallel makes."""
+        if is_replica(model):
+            raise RuntimeError(
+                "Cached states do not run in torch.nn.DataParallel, which the Trainer takes where one process sees "
+                "several GPUs. Start one process per GPU instead, `torchrun --nproc_per_node NUM_GPUS train.py`."
+            )
+
+    def run(self, forward: Callable[..., Any], model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run the model, from cached states if it is given a batch of them."""
+        forward_pass = ForwardPass.of(model)
+        outer = forward_pass.cached_call
+        if outer is not None:
+            outer.is_suspended = True
+        try:
+            return self._run(forward_pass, forward, model, args, kwargs)
+        finally:
+            forward_pass.cached_call = outer
+            if outer is not None:
+                outer.is_suspended = False
+
+    def _run(
+        self,
+        forward_pass: ForwardPass,
+        forward: Callable[..., Any],
+        model: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        forward_pass.cached_call = None
         plan = next(iter(self.plans.values()))
         given = dict(zip(self.names, args)) | kwargs
         states = given.get(plan.main)
         if not isinstance(states, torch.Tensor) or states.dim() <= len(plan.raw_shape) + 1:
-            return None
+            return forward(*args, **kwargs)
         plan = self._plan_for(states, given)
         self._check_unchanged(model, plan.split_point)
         _check_checkpointing(model, plan.split_point.path)
         check_options(model, given)
-        batch_size = len(states)
-        running[-1] = StandIns(model, plan, states.reshape(batch_size, *plan.shape))
+        if forward_pass.current.samples is not None:
+            raise RuntimeError(
+                "Cached states cannot be used with `adapter_names` (a different adapter for each sample), which were not "
+                "known when the states were computed. Give the model raw input there."
+            )
         nothing = torch.zeros((), dtype=plan.raw_dtype, device=states.device)
-        return (), {**given, plan.main: nothing.expand(batch_size, *plan.raw_shape)}
-
-    def after_forward(self, model: nn.Module, args: tuple, output: Any) -> None:
-        """Forward hook of the model, called after errors too: remove the stand-ins."""
-        running = ForwardPass.of(model).cached_calls
-        stand_ins = running.pop() if running else None
-        if stand_ins is None:
-            return
-        was_removed = stand_ins.is_removed
-        stand_ins.remove()
-        if output is not None and was_removed:
+        batch_size = len(states)
+        stand_ins = StandIns(model, plan, states.reshape(batch_size, *plan.shape))
+        with stand_ins.installed():
+            forward_pass.cached_call = stand_ins
+            output = forward(**{**given, plan.main: nothing.expand(batch_size, *plan.raw_shape)})
+        if not stand_ins.has_reached_split_point:
             raise RuntimeError(
-                "Cached states cannot be used where the model is run several times within one call, as `adapter_names` "
-                "(a different adapter for each sample) does. Give the model raw input there."
+                f"{plan.split_point.path!r} did not run, so the cached states were not used: layers are left out at "
+                "random. Set layerdrop (Whisper: encoder_layerdrop) to 0 in the model's configuration."
             )
-        if output is not None and not stand_ins.has_reached_split_point:
-            raise RuntimeError(
-                f"{stand_ins.plan.split_point.path!r} did not run, so the cached states were not used: layers are left "
-                "out at random. Set layerdrop (Whisper: encoder_layerdrop) to 0 in the model's configuration."
-            )
+        return output
 
     def _plan_for(self, states: torch.Tensor, given: dict[str, Any]) -> Plan:
         others = {
@@ -218,11 +236,6 @@ class Replay:
         return plan
 
     def _check_unchanged(self, model: nn.Module, split_point: SplitPoint) -> None:
-        if is_replica(model):
-            raise RuntimeError(
-                "Cached states do not run in torch.nn.DataParallel, which the Trainer takes where one process sees "
-                "several GPUs. Start one process per GPU instead, `torchrun --nproc_per_node NUM_GPUS train.py`."
-            )
         stamp = _stamp(model, split_point)
         if self.stamp == stamp:
             return

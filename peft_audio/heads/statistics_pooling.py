@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from ..backbones.table import resolve
 from ..upstream.peft_modules import has_adapters
 from ..upstream.transformers_models import frame_mask
-from ..utils.forward_pass import ForwardPass
+from ..utils.running_calls import RunningCalls
 from .remembered import check_installed
 
 
@@ -73,10 +73,10 @@ def _install(model: Any, frame_projection: str) -> None:
     head = nn.Sequential(nn.LayerNorm(2 * hidden_size), linear)
     nn.init.normal_(linear.weight, std=getattr(model.config, "initializer_range", 0.02))
     nn.init.zeros_(linear.bias)
-    pooling = StatisticsPooling(ForwardPass.of(model))
-    setattr(model, frame_projection, pooling)
+    setattr(model, frame_projection, StatisticsPooling())
     setattr(model, classifier, head.to(device=reference.device, dtype=reference.dtype))
-    model.register_forward_pre_hook(pooling.remember_mask, with_kwargs=True)
+    model.register_forward_pre_hook(enter, with_kwargs=True)
+    model.register_forward_hook(leave, always_call=True)
     model.config.statistics_pooling = True
 
 
@@ -106,15 +106,6 @@ class StatisticsPooling(nn.Module):
     Every frame gets the same vector: the statistics of the whole clip. So the mean that follows returns them.
     """
 
-    def __init__(self, forward_pass: ForwardPass) -> None:
-        super().__init__()
-        self._pass = forward_pass
-
-    def remember_mask(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Keep the classifier's attention mask, `(batch, samples)`, for the pooling; a forward pre-hook of it."""
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        self._pass.clip_mask = None if mask is None else (model, mask)
-
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return `[mean, std]` of each clip, repeated for each frame.
 
@@ -125,13 +116,27 @@ class StatisticsPooling(nn.Module):
             `(batch, frames, 2 d)`
         """
         num_frames = hidden_states.shape[1]
-        if self._pass.clip_mask is None:
+        call = _running.innermost()
+        if call is None or call.kept is None:
             mask = hidden_states.new_ones(1, num_frames, 1)
         else:
-            (model, mask), self._pass.clip_mask = self._pass.clip_mask, None
-            mask = frame_mask(model, num_frames, mask).unsqueeze(-1).to(hidden_states.dtype)
+            mask = frame_mask(call.module, num_frames, call.kept).unsqueeze(-1).to(hidden_states.dtype)
         statistics = mean_and_std(hidden_states, mask)
         return statistics.unsqueeze(1).repeat(1, num_frames, 1)
+
+
+# The attention masks of running classifiers, `(batch, samples)`. Not kept in the model: PEFT copies the head's modules.
+_running: RunningCalls[Optional[torch.Tensor]] = RunningCalls()
+
+
+def enter(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of the classifier: keep its attention mask for the pooling."""
+    _running.enter(model, kwargs.get("attention_mask", args[1] if len(args) > 1 else None))
+
+
+def leave(model: nn.Module, args: tuple, output: Any) -> None:
+    """Forward hook of the classifier, called after errors too."""
+    _running.leave(model)
 
 
 def mean_and_std(frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

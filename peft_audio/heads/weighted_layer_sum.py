@@ -8,17 +8,19 @@ wraps a head. During the classifier's forward pass the active adapter's weights 
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
 
 import torch
 from torch import nn
 
-from ..upstream.hooks import remove_hooks
 from ..upstream.torch_modules import install_stand_in, remove_stand_in
+from ..utils.around import unwrap_forward, wrap_forward
+from ..utils.forward_pass import ForwardPass
 
 
-# Held while one of several threads that run a model installs or removes weights.
+# Held while one of several threads that run a model begins or ends.
 LOCK = threading.Lock()
 MODULE_NAME = "weighted_layer_sum"
 
@@ -44,57 +46,105 @@ class LayerWeights(nn.Module):
         return getattr(self, self.parameter_name).clone()
 
 
-def _lock() -> AbstractContextManager[Any]:
-    # torch.compile traces a single thread, and cannot trace locks.
-    return nullcontext() if torch.compiler.is_compiling() else LOCK
+class WeightsOfThread:
+    """Stands in the place of a classifier's weights while threads run it: each reads those of its own call.
+
+    It is taken for a tensor by the functions of torch, and has the attributes of one.
+    """
+
+    def __init__(self, forward_pass: ForwardPass, own: nn.Parameter) -> None:
+        self._forward_pass = forward_pass
+        self._own = own
+
+    def tensor(self) -> torch.Tensor:
+        """Return this thread's weights, `(layers + 1,)`."""
+        weights = self._forward_pass.layer_weights
+        return self._own if weights is None else weights
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not there yet: while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.tensor(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Optional[dict[str, Any]] = None
+    ) -> Any:
+        """Call a function of torch with the weights in the place of this object."""
+        given = [value.tensor() if isinstance(value, cls) else value for value in args]
+        named = {key: value.tensor() if isinstance(value, cls) else value for key, value in (kwargs or {}).items()}
+        return func(*given, **named)
 
 
 class LayerWeightsSwap:
-    """Two hooks that replace a classifier's weights by the active adapter's during its forward pass.
+    """A wrapper that replaces a classifier's weights by the active adapter's during its forward pass.
 
     Args:
-        model: the classifier, which has a `LayerWeights` under `MODULE_NAME`.
         parameter_name: name of the parameter to replace.
     """
 
-    def __init__(self, model: nn.Module, parameter_name: str) -> None:
+    def __init__(self, parameter_name: str) -> None:
         self.parameter_name = parameter_name
         self.running = 0
-        model.register_forward_pre_hook(self._install)
-        model.register_forward_hook(self._remove, always_call=True)
 
-    def _install(self, model: nn.Module, args: tuple) -> None:
-        with _lock():
+    def run(self, forward: Callable[..., Any], model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run the classifier with what PEFT's wrapper gives: its own weights while adapters are disabled."""
+        weights = getattr(model, MODULE_NAME)()
+        if torch.compiler.is_compiling():  # traces a single thread, and cannot trace locks
+            install_stand_in(model, self.parameter_name, weights)
+            output = forward(*args, **kwargs)
+            remove_stand_in(model, self.parameter_name)
+            return output
+        forward_pass = ForwardPass.of(model)
+        outer = forward_pass.layer_weights
+        try:
+            forward_pass.layer_weights = weights
+            with self._installed(model, forward_pass):
+                return forward(*args, **kwargs)
+        finally:
+            forward_pass.layer_weights = outer
+
+    @contextmanager
+    def _installed(self, model: nn.Module, forward_pass: ForwardPass) -> Iterator[None]:
+        with LOCK:
             self.running += 1
-        # PEFT's wrapper gives the active adapter's weights, or the model's own while adapters are disabled.
-        install_stand_in(model, self.parameter_name, getattr(model, MODULE_NAME)())
+        try:
+            own = model._parameters[self.parameter_name]
+            assert own is not None
+            install_stand_in(model, self.parameter_name, WeightsOfThread(forward_pass, own))
+            yield
+        finally:
+            with LOCK:
+                self.running -= 1
+                if self.running == 0:
+                    remove_stand_in(model, self.parameter_name)
 
-    def _remove(self, model: nn.Module, args: tuple, output: object) -> None:
-        with _lock():
-            self.running -= 1
-            if self.running == 0:
-                remove_stand_in(model, self.parameter_name)
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerWeightsSwap:
+        return type(self)(self.parameter_name)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.parameter_name,)
 
 
 def install_layer_weights(model: nn.Module, parameter_name: str) -> None:
-    """Install the module and the hooks on a classifier; the weights start with the parameter's values.
+    """Install the module and the wrapper on a classifier; the weights start with the parameter's values.
 
     Args:
         model: the classifier.
         parameter_name: name of its parameter `(layers + 1,)`.
     """
     setattr(model, MODULE_NAME, LayerWeights(parameter_name, getattr(model, parameter_name)))
-    LayerWeightsSwap(model, parameter_name)
+    wrap_forward(model, LayerWeightsSwap(parameter_name).run)
 
 
 def remove_layer_weights(model: nn.Module, trained: LayerWeights) -> None:
-    """Remove the module and the hooks, and copy the weights of `trained` into the parameter, as PEFT keeps heads.
+    """Remove the module and the wrapper, and copy the weights of `trained` into the parameter, as PEFT keeps heads.
 
     Args:
         model: the classifier.
         trained: the `LayerWeights` of the adapter whose weights are kept.
     """
-    remove_hooks(model, LayerWeightsSwap)
+    unwrap_forward(model, LayerWeightsSwap)
     delattr(model, MODULE_NAME)
     with torch.no_grad():
         getattr(model, trained.parameter_name).copy_(getattr(trained, trained.parameter_name))

@@ -148,3 +148,11 @@ class InputPrompt(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes, for printing."""
         return f"size={self.size}, ends={tuple(self.ends.shape)}"
+
+
+def side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Put the prompts of several adapters side by side, `(batch or 1, prompts, d)`; 1 if they are the same for all."""
+    if len(rows) == 1:
+        return rows[0]
+    batch_size = max(len(row) for row in rows)
+    return torch.cat([row.expand(batch_size, -1, -1) for row in rows], dim=1)

@@ -52,7 +52,7 @@ class AttentionConfig:
 
     @property
     def _attn_implementation(self) -> str:
-        return self.original._attn_implementation if self.forward_pass.in_attention else NAME
+        return self.original._attn_implementation if self.forward_pass.current.in_attention else NAME
 
 
 def takes_extra_tokens(attention: nn.Module, spec: EncoderSpec) -> bool:
@@ -86,15 +86,15 @@ def attend(
 
     `query`, `key` and `value` are `(batch, heads, tokens, head_dim)`, `attention_mask` has a column for each extra token.
     """
-    forward_pass = module.config.forward_pass
-    forward_pass.in_attention, forward_pass.extra_tokens_pending = True, False
+    state = module.config.forward_pass.current
+    state.in_attention, state.extra_tokens_pending = True, False
     try:
         function = attention_function(module, module.config._attn_implementation)
         if extra_tokens is None:
             return function(module, query, key, value, attention_mask, **kwargs)
         return _attend_to_more(function, module, query, key, value, attention_mask, extra_tokens, **kwargs)
     finally:
-        forward_pass.in_attention = False
+        state.in_attention = False
 
 
 def _attend_to_more(

@@ -14,7 +14,7 @@ the feed-forward block follows attention all the same):
 8. The norm before the feed-forward block: `_normalize_mlp_input` keeps its input and output.
 9. After the feed-forward block: `_adapt_mlp` applies the adapters there.
 
-What one of these leaves for another is a field of `ForwardPass`, whose docstring says who writes and reads each.
+What one of these leaves for another is a field of `PassState`, whose docstring says who writes and reads each.
 """
 
 from __future__ import annotations
@@ -32,15 +32,19 @@ from ..backbones.relative_positions import PositionRule
 from ..backbones.spec import Backbone, LayerModules
 from ..modules import TokenLayout
 from ..modules.adapter_module import check_result, reads_neighbours, special_tokens_stand_alone
+from ..modules.prompts import side_by_side
 from ..upstream.autograd import may_run_again
-from ..utils.forward_pass import BlockInput, ForwardPass
+from ..utils.around import unwrap_forward, wrap_forward
+from ..utils.forward_pass import BlockInput, ForwardPass, PassState
 from .adapter_parts import ADAPTERS, PARTS, AdapterParts, Wiring
 from .attention import ExtraTokens, install_extra_tokens, remove_extra_tokens, takes_extra_tokens
 from .calls import Call, parameter_names
+from .grids import SeenGrids
 from .masks import grow_mask, real_tokens
 from .tuner_layer import HookedTunerLayer, first_tensor, with_first
 
 
+STATE = "peft_audio_state"  # the argument by which a base layer is given the state of its call
 SavingContext = Callable[[torch.Tensor], AbstractContextManager]
 
 
@@ -102,8 +106,8 @@ class EncoderTunerLayer(HookedTunerLayer):
             install_extra_tokens(modules.attention, spec, forward_pass)
         self._saving_context: Optional[SavingContext] = None
         self._num_read_tokens: Optional[int] = None
-        # For gradient checkpointing, which may run the layer again in a thread that no patch has passed through.
-        self._last_grid: Optional[tuple[int, int]] = None
+        self._grids = SeenGrids(backbone.patch_projection is not None)
+        wrap_forward(base_layer, self._with_state)
         self._hooks = tuple(self._install_hooks(modules, backbone.patch_projection))
 
     def update_layer(self, adapter_name: str, modules: AdapterParts, inference_mode: bool = False) -> None:
@@ -131,20 +135,28 @@ class EncoderTunerLayer(HookedTunerLayer):
         Returns:
             What the base layer returns, of the same shape. Where only the first tokens are read, it has only those.
         """
-        num_read = self._take_num_read(args, kwargs)
+        outer = self.forward_pass.current
+        state = PassState(outer, outer.samples, outer.grid)
+        num_read = self._take_num_read(outer, args, kwargs)
         if num_read is not None:
-            hidden_states, self.forward_pass.unread = hidden_states[:, :num_read], hidden_states[:, num_read:]
+            hidden_states, state.unread = hidden_states[:, :num_read], hidden_states[:, num_read:]
         elif self._is_checkpointed and torch.is_grad_enabled() and not hidden_states.requires_grad:
             # Reentrant checkpointing gives no gradient at all, silently, where no input of the checkpointed layer asks
             # for one; the input of the first adapted layer of a frozen model does not.
             hidden_states = hidden_states.detach().requires_grad_()
+        if not torch.compiler.is_compiling() and state.is_needed_again:
+            kwargs[STATE] = state
         context = self._saving_context
         is_plain = context is None or self._is_checkpointed or torch.compiler.is_compiling()
-        try:
-            with nullcontext() if context is None or is_plain else context(hidden_states):
-                return self.base_layer(hidden_states, *args, **kwargs)
-        finally:
-            self.forward_pass.unread = None
+        with nullcontext() if context is None or is_plain else context(hidden_states):
+            return self.forward_pass.run(state, self.base_layer, hidden_states, *args, **kwargs)
+
+    def _with_state(self, forward: Callable[..., Any], layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run the base layer in the state of its call, also when checkpointing runs it again."""
+        state = kwargs.pop(STATE, None)
+        if state is None or state is self.forward_pass.current:
+            return forward(*args, **kwargs)
+        return self.forward_pass.run(state.again(), forward, *args, **kwargs)
 
     def put_prompts_in_front(self) -> None:
         """Let prompts stand in front of attention's tokens, also where they could be keys and values only."""
@@ -160,16 +172,16 @@ class EncoderTunerLayer(HookedTunerLayer):
     def _is_checkpointed(self) -> bool:
         return self.training and bool(getattr(self.base_layer, "gradient_checkpointing", False))
 
-    def _take_num_read(self, args: tuple, kwargs: dict[str, Any]) -> Optional[int]:
+    def _take_num_read(self, outer: PassState, args: tuple, kwargs: dict[str, Any]) -> Optional[int]:
         """Return the number of tokens that suffice, None for all."""
         if self._num_read_tokens is None:
             return None
-        is_asked, self.forward_pass.only_first_read = self.forward_pass.only_first_read, False
+        is_asked, outer.only_first_read = outer.only_first_read, False
         return self._num_read_tokens if is_asked and self._can_leave_out(args, kwargs) else None
 
     def _can_leave_out(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether the layer gives the first tokens the same output where the others are keys and values alone."""
-        if self.training and may_run_again():
+        if (self.training or torch.is_grad_enabled()) and may_run_again():
             return False  # the second time, nobody would set `only_first_read`
         is_active = any(self.active(part) for part in self.parts)
         has_mask = any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))
@@ -180,6 +192,7 @@ class EncoderTunerLayer(HookedTunerLayer):
     def remove_hooks(self) -> None:
         """Give the base layer back as it was."""
         super().remove_hooks()
+        unwrap_forward(self.base_layer, self)
         remove_extra_tokens(self._outside.attention)
 
     # ---- hooks, in the order in which they run -------------------------------------------------------------------
@@ -198,50 +211,51 @@ class EncoderTunerLayer(HookedTunerLayer):
         yield modules.feed_forward.register_forward_hook(self._adapt_mlp)
 
     def _remember_grid(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self.forward_pass.grid = self._last_grid = (output.shape[-2], output.shape[-1])
+        self.forward_pass.current.grid = (output.shape[-2], output.shape[-1])
 
     def _normalize_attention_input(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         residual = self._batch_first(args[0])
         if self.active("attention_adapter"):
-            self.forward_pass.attention_residual = residual
+            self.forward_pass.current.attention_residual = residual
         return self._batch_first(
             self.by_adapter(self._own_norm("attention_norm"), residual, self._batch_first(output))
         )
 
     def _enter_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple[tuple, dict]]:
-        forward_pass, call = self.forward_pass, Call(self._attention_parameters, args, kwargs)
+        state, call = self.forward_pass.current, Call(self._attention_parameters, args, kwargs)
         # The tokens come first in every attention module, whatever it calls them.
         given = call.get(self._attention_parameters[0])
         tokens = self._batch_first(given)
         if any(self.active(part) for part in ADAPTERS):
-            forward_pass.attention_mask = call.get(self._mask_name)
+            state.attention_mask = call.get(self._mask_name)
         if self.active("attention_adapter"):
-            residual = tokens if forward_pass.attention_residual is None else forward_pass.attention_residual
-            forward_pass.attention_input, forward_pass.attention_residual = BlockInput(residual, tokens), None
+            residual = tokens if state.attention_residual is None else state.attention_residual
+            state.attention_input, state.attention_residual = BlockInput(residual, tokens), None
         extra = self._extra_tokens(tokens)
-        forward_pass.num_prompts = 0 if extra is None or extra.front is None else extra.front.shape[1]
-        forward_pass.extra_tokens_pending = extra is not None and self._takes_extra_tokens
+        state.num_prompts = 0 if extra is None or extra.front is None else extra.front.shape[1]
+        state.extra_tokens_pending = extra is not None and self._takes_extra_tokens
         if extra is None:
             return None
         call = self._with_extra_tokens(call, given, tokens, extra)
         return call.args, call.kwargs
 
     def _leave_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        num_prompts = self.forward_pass.num_prompts
-        if self.forward_pass.extra_tokens_pending:
+        state = self.forward_pass.current
+        if state.extra_tokens_pending:
             raise RuntimeError(
                 f"{type(module).__name__} has not used the prompts, which its row of the table of backbones makes keys "
                 "and values only: it calls no function of transformers' AttentionInterface. Leave `keys_and_values` out "
                 "of the EncoderSpec of this model type."
             )
-        if num_prompts == 0 or self._takes_extra_tokens:
+        if state.num_prompts == 0 or self._takes_extra_tokens:
             return None
-        output = with_first(output, self._batch_first(self._batch_first(first_tensor(output))[:, num_prompts:]))
+        output = with_first(output, self._batch_first(self._batch_first(first_tensor(output))[:, state.num_prompts :]))
         rule = self._conventions.positions
-        return output if rule is None or rule.crop is None else rule.crop(output, num_prompts)
+        return output if rule is None or rule.crop is None else rule.crop(output, state.num_prompts)
 
     def _adapt_attention(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        block_input, self.forward_pass.attention_input = self.forward_pass.attention_input, None
+        state = self.forward_pass.current
+        block_input, state.attention_input = state.attention_input, None
         if block_input is None:
             return None
         return with_first(output, self._adapt_samples("attention", first_tensor(output), block_input))
@@ -250,24 +264,27 @@ class EncoderTunerLayer(HookedTunerLayer):
         residual = self._batch_first(args[0])
         normalized = self.by_adapter(self._own_norm("mlp_norm"), residual, self._batch_first(output))
         if self.active("mlp_adapter"):
-            self.forward_pass.mlp_input = BlockInput(residual, normalized)
+            self.forward_pass.current.mlp_input = BlockInput(residual, normalized)
         return self._batch_first(normalized)
 
     def _adapt_mlp(self, module: nn.Module, args: tuple, output: torch.Tensor) -> Optional[torch.Tensor]:
-        block_input, self.forward_pass.mlp_input = self.forward_pass.mlp_input, None
+        state = self.forward_pass.current
+        block_input, state.mlp_input = state.mlp_input, None
         return None if block_input is None else self._adapt_samples("mlp", output, block_input)
 
     # ---- adapters and norms --------------------------------------------------------------------------------------
 
     def _adapt_samples(self, block: str, output: torch.Tensor, block_input: BlockInput) -> torch.Tensor:
         is_mixing = any(reads_neighbours(adapter) for _, adapter in self.active(f"{block}_adapter"))
-        mask = real_tokens(self.forward_pass.attention_mask, self._true_is_padding) if is_mixing else None
-        adapt = partial(self._adapt, block)
-        return self._batch_first(self.by_adapter(adapt, self._batch_first(output), *block_input, mask))
+        mask = real_tokens(self.forward_pass.current.attention_mask, self._true_is_padding) if is_mixing else None
+        output = self._batch_first(output)
+        adapt = partial(self._adapt, block, self._grid(output.shape[1], is_mixing))
+        return self._batch_first(self.by_adapter(adapt, output, *block_input, mask))
 
     def _adapt(
         self,
         block: str,
+        grid: tuple[int, int],
         output: torch.Tensor,
         residual: torch.Tensor,
         normalized: torch.Tensor,
@@ -281,7 +298,7 @@ class EncoderTunerLayer(HookedTunerLayer):
                 f"Adapter {replacing[0]!r} takes the place of the output of every {block} block (placement='sequential' "
                 f"without residual), so no other can be active with it, got {names}. Activate one at a time."
             )
-        layout = TokenLayout(self._grid(output.shape[1]), mask)
+        layout = TokenLayout(grid, mask)
         sources = {"output": output, "residual": residual, "normalized": normalized}
         adapted = None if replacing else output
         for name, adapter in adapters:
@@ -293,10 +310,13 @@ class EncoderTunerLayer(HookedTunerLayer):
                 adapted = adapted + source
         return output if adapted is None else adapted
 
-    def _grid(self, num_tokens: int) -> tuple[int, int]:
-        if self.forward_pass.unread is not None:
+    def _grid(self, num_tokens: int, is_mixing: bool) -> tuple[int, int]:
+        state = self.forward_pass.current
+        if state.unread is not None:
             return (1, 0)  # only special tokens are left
-        return self.forward_pass.grid or self._last_grid or (1, num_tokens)
+        if not is_mixing or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return state.grid or (1, num_tokens)
+        return self._grids.of(num_tokens, state.grid)
 
     def _own_norm(self, part: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return a function of hidden states and what the layer's norm makes of them, to what the adapter's makes."""
@@ -314,22 +334,22 @@ class EncoderTunerLayer(HookedTunerLayer):
             dtype = next(norm.parameters()).dtype
             return norm(hidden_states.to(dtype)).to(hidden_states.dtype)
 
-        return normalize if self.active(part) else _second
+        return normalize if self.active(part) else lambda hidden_states, normalized: normalized
 
     # ---- prompts -------------------------------------------------------------------------------------------------
 
     def _extra_tokens(self, tokens: torch.Tensor) -> Optional[ExtraTokens]:
         """Return what attention takes keys and values from beside the tokens that it is given, as it reads them."""
-        if not self.active("prompt") and self.forward_pass.unread is None:
+        if not self.active("prompt") and self.forward_pass.current.unread is None:
             return None
-        return ExtraTokens(*self.by_adapter(self._extra_rows, tokens, self.forward_pass.unread))
+        return ExtraTokens(*self.by_adapter(self._extra_rows, tokens, self.forward_pass.current.unread))
 
     def _extra_rows(
         self, tokens: torch.Tensor, unread: Optional[torch.Tensor]
     ) -> tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
         batch_size = tokens.shape[0]  # `len` would make it a constant in exported programs
         rows = [self._as_attention_reads(prompt(batch_size), tokens.dtype) for _, prompt in self.active("prompt")]
-        front = _side_by_side(rows) if rows else None
+        front = side_by_side(rows) if rows else None
         return front, None if unread is None else self._as_attention_reads(unread, tokens.dtype)
 
     def _as_attention_reads(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -343,7 +363,7 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def _with_extra_tokens(self, call: Call, given: torch.Tensor, tokens: torch.Tensor, extra: ExtraTokens) -> Call:
         """Return the call of attention with the extra tokens, and all that grows with them."""
-        only_keys, num_prompts = self._takes_extra_tokens, self.forward_pass.num_prompts
+        only_keys, num_prompts = self._takes_extra_tokens, self.forward_pass.current.num_prompts
         mask = call.get(self._mask_name)
         if mask is not None:
             mask = grow_mask(mask, num_prompts, not only_keys, self._true_is_padding)
@@ -374,15 +394,3 @@ class EncoderTunerLayer(HookedTunerLayer):
     @property
     def _true_is_padding(self) -> bool:
         return self._conventions.padding_mask is not None
-
-
-def _second(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return second
-
-
-def _side_by_side(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Put the prompts of several adapters side by side: `(batch, ...)` if one of them differs between the samples."""
-    if len(rows) == 1:
-        return rows[0]
-    batch_size = max(len(row) for row in rows)
-    return torch.cat([row.expand(batch_size, -1, -1) for row in rows], dim=1)

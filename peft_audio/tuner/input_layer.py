@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from ..backbones.spec import Backbone
 from ..modules import InputPrompt
+from ..utils.around import unwrap_forward, wrap_forward
 from ..utils.forward_pass import ForwardPass
 from .calls import Call, parameter_names
 from .tuner_layer import HookedTunerLayer
@@ -38,21 +40,31 @@ class InputTunerLayer(HookedTunerLayer):
         self._encoder_parameters = parameter_names(encoder)
         # Padding matters where the length varies only.
         varies = None in backbone.input_shape
-        self._hooks = (encoder.register_forward_pre_hook(self._remember_lengths, with_kwargs=True),) if varies else ()
+        self._encoder = (encoder,) if varies else ()  # in a tuple, so that torch does not take it for a child
+        for module in self._encoder:
+            wrap_forward(module, self._with_lengths)
 
     def forward(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the base layer on the input, `(batch, *input_shape)`, with the prompts added."""
-        lengths, self.forward_pass.clip_lengths = self.forward_pass.clip_lengths, None
+        state = self.forward_pass.current
+        lengths, state.clip_lengths = state.clip_lengths, None
         return self.base_layer(self.by_adapter(self._with_prompts, inputs, lengths), *args, **kwargs)
+
+    def remove_hooks(self) -> None:
+        """Give the base layer and the encoder back as they were."""
+        super().remove_hooks()
+        for module in self._encoder:
+            unwrap_forward(module, self)
 
     def _with_prompts(self, inputs: torch.Tensor, lengths: Optional[torch.Tensor]) -> torch.Tensor:
         for _, prompt in self.active("prompt"):
             inputs = prompt(inputs, lengths)
         return inputs
 
-    def _remember_lengths(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _with_lengths(self, forward: Callable[..., Any], encoder: nn.Module, args: tuple, kwargs: dict) -> Any:
         mask = Call(self._encoder_parameters, args, kwargs).get("attention_mask")
-        self.forward_pass.clip_lengths = None if mask is None else mask.sum(dim=1).long()
+        self.forward_pass.current.clip_lengths = None if mask is None else mask.sum(dim=1).long()
+        return forward(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         # Models ask this module for its attributes: a convolution's stride, how to freeze a feature encoder.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, Optional
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -14,8 +13,9 @@ from torch import nn
 
 from ..heads.weighted_layer_sum import LayerWeights
 from ..upstream.peft_modules import adapter_names as adapter_names_of
-from ..upstream.peft_modules import adapters_of, only_adapter
-from ..utils.forward_pass import ForwardPass
+from ..upstream.peft_modules import adapters_of, copy_of, trained_modules
+from ..utils.around import owners_of_wrappers, wrap_forward
+from ..utils.forward_pass import ForwardPass, PassState, Samples
 from .samples import join, samples_by_adapter, take
 from .tuner_layer import HookedTunerLayer
 
@@ -23,9 +23,21 @@ from .tuner_layer import HookedTunerLayer
 BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
 
 
+class Request(NamedTuple):
+    """What `adapter_names` asks of the calls of a model.
+
+    Attributes:
+        samples: the samples of each adapter.
+        together: whether one pass serves all of them.
+    """
+
+    samples: Samples
+    together: bool
+
+
 @contextmanager
 def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
-    """Within, a call of `model` gives each sample the adapter of that name, "__base__" for none.
+    """Within, a call of `model` by this thread gives each sample the adapter of that name, "__base__" for none.
 
     The backbone runs once, and every adapter on its own samples. Where that cannot be, because the adapters have
     different numbers of prompts or weight the layers differently, the samples of each adapter run through the model on
@@ -40,18 +52,76 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
     """
     adapter_names = list(adapter_names)
     _check(model, adapter_names)
-    samples = samples_by_adapter(adapter_names)
-    run = _run_once if _fit_together(model, list(samples)) else _run_each
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        _check_size(len(adapter_names), args, kwargs)
-        with _forward(model, usual):
-            # A whole call of the model: hooks on it take their part too.
-            return run(model, samples, args, kwargs)
-
-    usual = vars(model).get("forward")
-    with _forward(model, forward):
+    samples, forward_pass = samples_by_adapter(adapter_names), ForwardPass.of(model)
+    before, num_claims = forward_pass.request, len(forward_pass.claims)
+    forward_pass.request = Request(samples, _fit_together(model, list(samples)))
+    try:
         yield
+    finally:
+        forward_pass.request = before
+        del forward_pass.claims[num_claims:]  # those of calls that a hook interrupted
+
+
+def run_mixed(
+    forward_pass: ForwardPass, request: Request, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """Run a model as `mixed_batch` says; `forward` runs it once.
+
+    Raises:
+        ValueError: if the batch has another size than there are names.
+    """
+    samples = request.samples
+    check_size(samples, args, kwargs)
+    if request.together:
+        return forward_pass.run(PassState(samples=samples), forward, *args, **kwargs)
+    size, outputs = _size(samples), []
+    for name, indices in samples.items():
+        rows, named = take((args, kwargs), indices, size)
+        state = PassState(samples={name: torch.arange(len(indices))})
+        outputs.append(forward_pass.run(state, forward, *rows, **named))
+    return join(outputs, list(samples.values()), "output")
+
+
+def check_size(samples: Samples, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError unless the arguments are of a batch with these samples."""
+    expected = _size(samples)
+    sizes = {len(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()}
+    if expected not in sizes:
+        raise ValueError(
+            f"`adapter_names` must have one name for each sample, got {expected} names for a batch of "
+            f"{', '.join(map(str, sorted(sizes))) or 'no'} samples."
+        )
+
+
+class HeadBySample:
+    """A wrapper around a head that PEFT wraps: in a mixed batch, each adapter's copy gets its own samples."""
+
+    def __init__(self, forward_pass: ForwardPass) -> None:
+        self.forward_pass = forward_pass
+
+    def run(
+        self, forward: Callable[..., Any], head: AuxiliaryTrainingWrapper, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the head."""
+        samples = self.forward_pass.current.samples
+        if samples is None or head.disable_adapters:
+            return forward(*args, **kwargs)
+        outputs = []
+        for name, indices in samples.items():
+            rows, named = (args, kwargs) if len(samples) == 1 else take((args, kwargs), indices, _size(samples))
+            outputs.append(copy_of(head, name)(*rows, **named))
+        return outputs[0] if len(samples) == 1 else join(outputs, list(samples.values()), "output")
+
+
+def install_head_by_sample(model: nn.Module) -> None:
+    """Put `HeadBySample` around every head that PEFT wraps, unless it is there."""
+    for _, head in trained_modules(model):
+        if not any(isinstance(owner, HeadBySample) for owner in owners_of_wrappers(head)):
+            wrap_forward(head, HeadBySample(ForwardPass.of(model)).run)
+
+
+def _size(samples: Samples) -> int:
+    return sum(map(len, samples.values()))
 
 
 def _fit_together(model: nn.Module, adapter_names: list[str]) -> bool:
@@ -65,53 +135,6 @@ def _fit_together(model: nn.Module, adapter_names: list[str]) -> bool:
         elif isinstance(module, AuxiliaryTrainingWrapper) and isinstance(module.original_module, LayerWeights):
             return False  # one set of weights for the whole batch
     return True
-
-
-def _run_once(model: nn.Module, samples: dict[str, torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
-    forward_pass = ForwardPass.of(model)
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, AuxiliaryTrainingWrapper):
-                stack.enter_context(_forward(module, partial(_head_by_sample, module, samples)))
-        forward_pass.samples = samples
-        try:
-            return model(*args, **kwargs)
-        finally:
-            forward_pass.samples = None
-
-
-def _head_by_sample(head: nn.Module, samples: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-    size = sum(map(len, samples.values()))
-    outputs = []
-    for name, indices in samples.items():
-        rows, named = take((args, kwargs), indices, size)
-        with only_adapter(head, None if name == BASE else name):
-            outputs.append(type(head).forward(head, *rows, **named))
-    return join(outputs, list(samples.values()), "output")
-
-
-def _run_each(model: nn.Module, samples: dict[str, torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
-    size = sum(map(len, samples.values()))
-    outputs = []
-    for name, indices in samples.items():
-        rows, named = take((args, kwargs), indices, size)
-        with only_adapter(model, None if name == BASE else name):
-            outputs.append(model(*rows, **named))
-    return join(outputs, list(samples.values()), "output")
-
-
-@contextmanager
-def _forward(model: nn.Module, forward: Optional[Callable]) -> Iterator[None]:
-    """Within, `model` runs `forward`, None for its class's own."""
-    before = vars(model).pop("forward", None)
-    if forward is not None:
-        model.forward = forward
-    try:
-        yield
-    finally:
-        vars(model).pop("forward", None)
-        if before is not None:
-            model.forward = before
 
 
 def _check(model: nn.Module, adapter_names: list[str]) -> None:
@@ -131,13 +154,4 @@ def _check(model: nn.Module, adapter_names: list[str]) -> None:
         raise ValueError(
             f"`adapter_names` must name adapters of the model, got {', '.join(unknown)}. Its adapters: "
             f"{', '.join(map(repr, sorted(known - {BASE})))}; {BASE!r} is the base model."
-        )
-
-
-def _check_size(expected: int, args: tuple, kwargs: dict[str, Any]) -> None:
-    sizes = {len(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()}
-    if expected not in sizes:
-        raise ValueError(
-            f"`adapter_names` must have one name for each sample, got {expected} names for a batch of "
-            f"{', '.join(map(str, sorted(sizes))) or 'no'} samples."
         )

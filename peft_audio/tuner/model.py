@@ -27,7 +27,8 @@ from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
 from .adapter_parts import AdapterParts
 from .encoder_layer import EncoderTunerLayer
-from .mixed_batch import mixed_batch
+from .mixed_batch import install_head_by_sample, mixed_batch
+from .model_calls import install_model_calls, remove_model_calls
 from .quantized import check_not_quantized
 from .read_tokens import install_read_tokens, remove_read_tokens
 from .row_check import check_row_once
@@ -125,10 +126,12 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         keep_frozen_statistics(model)
         attentions = (locate(model.get_submodule(name), backbone.spec).attention for name in backbone.layer_names)
         install_position_detach(attentions, backbone.spec.positions, backbone.position_source)
+        install_model_calls(model, backbone)
         install_read_tokens(model, backbone)
 
     def _couple_heads(self, model: nn.Module, adapter_name: str) -> None:
         heads = tuple(module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
+        install_head_by_sample(model)
         for module in model.modules():
             if isinstance(module, HookedTunerLayer):
                 module.couple_heads(heads)
@@ -168,6 +171,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         model = super().unload()
         remove_position_detach(model)
         remove_read_tokens(model)
+        remove_model_calls(model)
         remove_training_setup(model)
         return model
 

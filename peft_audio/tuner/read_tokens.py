@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from ..backbones.spec import Backbone
 from ..backbones.table import was_checked
-from ..upstream.hooks import forward_hooks, has_global_hooks, is_output_capturing, remove_hooks
+from ..upstream.hooks import forward_hooks, has_global_hooks, is_output_capturing
 from ..upstream.transformers_models import is_class_of_transformers
+from ..utils.around import unwrap_forward, wrap_forward
 from ..utils.forward_pass import ForwardPass
 from .encoder_layer import EncoderTunerLayer
 
@@ -18,10 +20,10 @@ OUTPUTS = ("output_hidden_states", "output_attentions")
 
 
 class ReadTokens:
-    """Hooks of a classifier and its encoder that tell the last layer when only the first tokens are read.
+    """Wrappers of a classifier and its encoder that tell the last layer when only the first tokens are read.
 
     All tokens are computed where hidden states or attentions are asked for, where other hooks might read them, and
-    where the encoder runs without the classifier, also after an interrupted call of the classifier.
+    where the encoder runs without the classifier.
     """
 
     def __init__(self, layer: EncoderTunerLayer, encoder: nn.Module, forward_pass: ForwardPass) -> None:
@@ -30,30 +32,32 @@ class ReadTokens:
         self.forward_pass = forward_pass
 
     def install(self, model: nn.Module) -> None:
-        """Put the hooks on the classifier and its encoder."""
-        model.register_forward_pre_hook(self.enter, with_kwargs=True)
-        self.encoder.register_forward_pre_hook(self.enter_encoder)
-        model.register_forward_hook(self.leave, always_call=True)
+        """Put the wrappers around the classifier and its encoder."""
+        wrap_forward(model, self.around_classifier)
+        wrap_forward(self.encoder, self.around_encoder)
 
-    def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the classifier."""
+    def around_classifier(
+        self, forward: Callable[..., Any], model: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the classifier, which has its own state."""
         is_asked = any(kwargs.get(name, getattr(model.config, name, False)) for name in OUTPUTS)
-        self.forward_pass.head_reads_first = not (is_asked or self._is_watched())
+        self.forward_pass.current.head_reads_first = not (is_asked or self._is_watched())
+        return forward(*args, **kwargs)
 
-    def enter_encoder(self, encoder: nn.Module, args: tuple) -> None:
-        """Forward pre-hook of the encoder."""
-        self.forward_pass.only_first_read = self.forward_pass.head_reads_first
-        self.forward_pass.head_reads_first = False
-
-    def leave(self, model: nn.Module, args: tuple, output: Any) -> None:
-        """Forward hook of the classifier, called after errors too."""
-        self.forward_pass.head_reads_first = self.forward_pass.only_first_read = False
+    def around_encoder(
+        self, forward: Callable[..., Any], encoder: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the encoder, whose state is within that of the classifier, where that is what calls it."""
+        state = self.forward_pass.current
+        if state.outer is not None:
+            # For the classifier's one call: whoever calls the encoder again reads all of it.
+            state.only_first_read, state.outer.head_reads_first = state.outer.head_reads_first, False
+        return forward(*args, **kwargs)
 
     def _is_watched(self) -> bool:
         modules = (self.encoder, *self.encoder.children(), self.layer, self.layer.get_base_layer())
         hooks = [hook for module in modules for hook in forward_hooks(module)]
-        others = [hook for hook in hooks if getattr(hook, "__self__", None) is not self]
-        return has_global_hooks() or not all(map(is_output_capturing, others))
+        return has_global_hooks() or not all(map(is_output_capturing, hooks))
 
 
 def install_read_tokens(model: nn.Module, backbone: Backbone) -> None:
@@ -72,5 +76,5 @@ def install_read_tokens(model: nn.Module, backbone: Backbone) -> None:
 
 def remove_read_tokens(model: nn.Module) -> None:
     """Undo `install_read_tokens`."""
-    for owner in remove_hooks(model, ReadTokens):
+    for owner in unwrap_forward(model, ReadTokens):
         owner.layer.set_read_tokens(None)

@@ -95,9 +95,9 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return []
         names, modules = self.active_adapters, self.part(part)
-        samples, adapter = self.forward_pass.samples, self.forward_pass.adapter
-        if samples is not None:
-            names = list(samples) if adapter is None else [adapter]
+        state = self.forward_pass.current
+        if state.samples is not None:
+            names = list(state.samples) if state.adapter is None else [state.adapter]
         return [(name, modules[name]) for name in names if name in modules]
 
     def can_mix(self, adapter_names: list[str]) -> bool:
@@ -109,15 +109,16 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
 
         A result with one row stands for all the samples that it was made for.
         """
-        samples = self.forward_pass.samples
+        state = self.forward_pass.current
+        samples = state.samples
         if samples is None:
             return function(*tensors)
         size, results = sum(map(len, samples.values())), []
-        for self.forward_pass.adapter, indices in samples.items():
+        for state.adapter, indices in samples.items():
             try:
                 result = function(*take(tensors, indices, size))
             finally:
-                self.forward_pass.adapter = None
+                state.adapter = None
             results.append(_for_each(result, len(indices)))
         return join(results, list(samples.values()), "hidden states")
 

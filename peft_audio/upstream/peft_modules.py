@@ -48,6 +48,12 @@ def adapters_of(module: AuxiliaryTrainingWrapper) -> set[str]:
     return set(module._adapters)
 
 
+def copy_of(module: AuxiliaryTrainingWrapper, adapter_name: str) -> nn.Module:
+    """Return the adapter's copy of this module, the model's own where the adapter has none."""
+    # A ModuleDict has no `get`.
+    return module.modules_to_save[adapter_name] if adapter_name in module._adapters else module.original_module
+
+
 def tensor_names(module: AuxiliaryTrainingWrapper, adapter_name: str) -> dict[str, str]:
     """Map the names of an adapter's tensors in a checkpoint to their names in the wrapper; empty for other adapters."""
     return module.adapter_state_dict_load_map(adapter_name)

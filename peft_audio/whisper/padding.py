@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -13,11 +12,13 @@ from ..heads.remembered import check_installed
 from ..upstream.hooks import forward_hooks
 from ..upstream.peft_modules import has_adapters
 from ..upstream.transformers_models import encoder_mask
+from ..utils.running_calls import RunningCall, RunningCalls
 from .encoders import whisper_encoders
 from .resize import FRAMES_PER_TOKEN
 
 
 PADDING_MASK = "padding_mask"  # field of a model's configuration, and of an adapter's base-model settings
+SPECTROGRAM_DIM = 3  # (batch, mel bins, frames); cached states have one more
 LAYER_ARGUMENT = "padding_mask"  # by which the encoder hands the mask on to its layers
 
 
@@ -99,28 +100,17 @@ def padding_mask(input_features: torch.Tensor) -> torch.Tensor:
     return until_end | (torch.arange(until_end.shape[1], device=until_end.device) == 0)
 
 
-class _Call(NamedTuple):
-    """A running call of a classifier: its encoder, and which tokens are no padding, `(batch, tokens)`."""
+class _Given:
+    """What a running call of a classifier was given: its input, and which tokens are no padding, `(batch, tokens)`."""
 
-    encoder: nn.Module
-    real_tokens: torch.Tensor
-
-
-class _RunningCalls(threading.local):
-    """The calls of classifiers that a thread is running, innermost last.
-
-    Not kept in the model: PEFT copies the head's modules, with their hooks, for every adapter.
-    """
-
-    def __init__(self) -> None:
-        self.stack: list[_Call] = []
-
-    def of(self, encoder: nn.Module) -> Optional[_Call]:
-        """Return the innermost call if it is one with this encoder."""
-        return self.stack[-1] if self.stack and self.stack[-1].encoder is encoder else None
+    def __init__(self, features: torch.Tensor, real_tokens: torch.Tensor) -> None:
+        self.features = features
+        self.real_tokens = real_tokens
+        self.has_reached_encoder = False
 
 
-_running = _RunningCalls()
+# Not kept in the model: PEFT copies the head's modules, with their hooks, for every adapter.
+_running: RunningCalls[_Given] = RunningCalls()
 
 
 def _install(model: Any) -> None:
@@ -140,13 +130,12 @@ def enter(model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
             "`encoder_outputs`."
         )
     features = args[0] if args else kwargs["input_features"]
-    _running.stack.append(_Call(model.encoder, _real_tokens(model.encoder, features, kwargs.get("attention_mask"))))
+    _running.enter(model, _Given(features, _real_tokens(model.encoder, features, kwargs.get("attention_mask"))))
 
 
 def leave(model: Any, args: tuple, output: Any) -> None:
     """Forward hook of the classifier, called after errors too."""
-    if _running.of(model.encoder) is not None:
-        _running.stack.pop()
+    _running.leave(model)
 
 
 def enter_encoder(encoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -154,21 +143,28 @@ def enter_encoder(encoder: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tu
 
     They get it as an argument, so that it is at hand too when gradient checkpointing runs a layer again.
     """
-    call = _running.of(encoder)
-    if call is None:  # called without the classifier
-        features = args[0] if args else kwargs["input_features"]
-        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        is_real = _real_tokens(encoder, features, mask)
-    else:
-        is_real = call.real_tokens
+    features = args[0] if args else kwargs["input_features"]
+    call = _running.innermost()
+    if call is not None and _is_own_encoder(call, encoder, features):
+        call.kept.has_reached_encoder = True
+        is_real = call.kept.real_tokens
+    else:  # called without the classifier, or by a hook within a call of the classifier
+        is_real = _real_tokens(encoder, features, args[1] if len(args) > 1 else kwargs.get("attention_mask"))
     tokens = encoder.embed_positions.weight.expand(len(is_real), -1, -1)
     return args, kwargs | {LAYER_ARGUMENT: encoder_mask(encoder.config, tokens, is_real)}
+
+
+def _is_own_encoder(call: RunningCall[_Given], encoder: nn.Module, features: torch.Tensor) -> bool:
+    """Whether it is the running classifier that calls this encoder."""
+    # Cached states are replaced before they reach the encoder.
+    is_same = features is call.kept.features or call.kept.features.dim() != SPECTROGRAM_DIM
+    return call.module.encoder is encoder and is_same and not call.kept.has_reached_encoder
 
 
 def _real_tokens(encoder: Any, features: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
     """Return `(batch, tokens)`, True for those of the clip; `features` are cached states, with a mask, or spectrograms."""
     num_tokens = encoder.embed_positions.num_embeddings
-    if mask is None and features.dim() == 3:
+    if mask is None and features.dim() == SPECTROGRAM_DIM:
         mask = padding_mask(features)
     expected = (len(features), FRAMES_PER_TOKEN * num_tokens)
     if mask is None or tuple(mask.shape) != expected:
@@ -183,9 +179,10 @@ def _real_tokens(encoder: Any, features: torch.Tensor, mask: Optional[torch.Tens
 
 def enter_projector(projector: nn.Module, args: tuple) -> Optional[tuple]:
     """Forward pre-hook of the head's projection: weights its frames so that their mean is that of the clip's own."""
-    if not _running.stack:
+    call = _running.innermost()
+    if call is None:
         return None
-    hidden_states, is_real = args[0], _running.stack[-1].real_tokens
+    hidden_states, is_real = args[0], call.kept.real_tokens
     # The weights' mean is 1, so the projection's bias comes out of the mean as it went in.
     weights = is_real / is_real.float().mean(dim=1, keepdim=True)
     return (hidden_states * weights.to(hidden_states.dtype).unsqueeze(-1),)

@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from peft import get_peft_model
-from tiny import METHODS, NOT_IN_LAYERS, NUM_LAYERS, make, make_inputs, randomize, trainable
+from tiny import METHODS, NOT_IN_LAYERS, NUM_LAYERS, count_hooks, make, make_inputs, randomize, trainable
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from transformers import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from peft_audio import use_mean_token_pooling
-from peft_audio.tuner.read_tokens import remove_read_tokens
+from peft_audio.tuner.read_tokens import ReadTokens, remove_read_tokens
 from peft_audio.tuner.tuner_layer import base_layer_of
+from peft_audio.utils.around import owners_of_wrappers
 
 
 NUM_TOKENS = {"ast": 14, "vit": 10, "deit": 11, "deit with teacher": 11}  # special ones and patches
@@ -206,7 +207,8 @@ def test_a_mixed_batch_gives_what_its_adapters_give():
 
 def test_adapters_in_lower_layers_leave_the_last_layer_alone():
     model = adapted(layers_to_transform=[0, 1])
-    assert not model.get_base_model()._forward_hooks and not model.get_base_model()._forward_pre_hooks
+    owners = [*owners_of_wrappers(model.get_base_model()), *owners_of_wrappers(trunk_of(model))]
+    assert owners and not any(isinstance(owner, ReadTokens) for owner in owners)
     model.add_adapter("second", METHODS["joint"](init_weights=False))
     model.eval()
     expected, seen = logits(in_whole(model)), rows_of(model)
@@ -238,12 +240,15 @@ def test_a_call_that_fails_leaves_the_next_one_of_the_trunk_whole(place, error):
 
 
 def test_the_same_hooks_serve_all_adapters_and_go_with_them():
-    model, names = adapted(), ("_forward_pre_hooks", "_forward_hooks")
-    hooks = [getattr(module, name) for module in (model.get_base_model(), trunk_of(model)) for name in names]
+    base = make("ast")
+    num_hooks = count_hooks(base)
+    model = get_peft_model(base, METHODS["joint"]())
+    num_adapted, places = count_hooks(base), (base, trunk_of(model))
+    wrappers = [vars(module)["forward"].wrappers for module in places]
     for name in ("second", "third"):
-        assert [len(each) for each in hooks] == [1, 1, 1, 0]
+        assert [len(each) for each in wrappers] == [2, 2] and count_hooks(base) == num_adapted
         model.add_adapter(name, METHODS["joint"]())
-    assert model.unload()._forward_hooks is hooks[1] and not any(hooks)
+    assert count_hooks(model.unload()) == num_hooks
 
 
 def test_threads_get_what_they_ask_for():
