@@ -26,7 +26,7 @@ from .ast.resize import resize_ast
 from .backbones.table import resolve
 from .checkpoints.base_settings import check_settings, dtype_of, set_labels
 from .checkpoints.restoring import restore_settings
-from .checkpoints.tensors import read_config, read_weights
+from .checkpoints.tensors import check_all_used, read_config, read_weights
 from .config import EncoderAdapterConfig
 from .heads.weighted_layer_sum import MODULE_NAME
 from .tuner.quantized import check_not_quantized
@@ -36,6 +36,7 @@ from .upstream.transformers_models import initializer_std
 from .whisper.resize import resize_whisper
 
 
+OF_PEFT = ("autocast_adapter_dtype", "torch_device", "ephemeral_gpu_offload", "key_mapping")  # not of transformers
 LAYER_WEIGHTS = "use_weighted_layer_sum"  # field of a model's configuration
 
 
@@ -94,9 +95,15 @@ class AutoPeftModelForAudioClassification:
         source = os.fspath(pretrained_model_name_or_path)
         source, location = _local_copy(source, revision, subfolder, _hub_arguments(kwargs))
         config = config or read_config(source, location)
-        base_model = _load_base_model(config, read_weights(source, location), source, kwargs)
-        options = {"low_cpu_mem_usage": low_cpu_mem_usage, **location}
-        return PeftModel.from_pretrained(base_model, source, adapter_name, is_trainable, config, **options)
+        weights = read_weights(source, location)
+        of_peft = {name: kwargs.pop(name) for name in OF_PEFT if name in kwargs}
+        base_model = _load_base_model(config, weights, source, kwargs)
+        # Sizes in a configuration are compared with the file before memory is given to them.
+        is_ours = isinstance(config, EncoderAdapterConfig)
+        options = {"low_cpu_mem_usage": low_cpu_mem_usage or is_ours, **of_peft, **location}
+        model = PeftModel.from_pretrained(base_model, source, adapter_name, is_trainable, config, **options)
+        check_all_used(model, adapter_name, weights, source)
+        return model
 
 
 def _local_copy(

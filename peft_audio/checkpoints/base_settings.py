@@ -13,6 +13,7 @@ from torch import nn
 
 from ..ast.resize import RESIZES
 from ..backbones.spec import Backbone, EncoderSpec
+from ..config import normal_settings
 from ..heads.mean_token_pooling import TOKEN_POOLING, has_mean_token_pooling, is_ast
 from ..heads.statistics_pooling import has_statistics_pooling
 from ..whisper.padding import PADDING_MASK, has_padding_mask, is_whisper_classifier
@@ -24,19 +25,19 @@ MODEL_TYPE = "model_type"
 PROBLEM_TYPE = "problem_type"
 DTYPE = "dtype"  # of the base model's weights in training
 DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
-# On an adapter's configuration in memory: the model's labels when the settings were last read.
-LABELS_OF_MODEL = "_labels_of_model"
 
 
-def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
+def read_settings(model: nn.Module, spec: EncoderSpec, with_labels: bool = True) -> dict[str, Any]:
     """Return the base-model settings of `model`, in values that JSON keeps.
 
     Args:
         model: the base model.
         spec: the description of its architecture.
+        with_labels: read the labels too.
 
     Raises:
-        ValueError: if the model's configuration asks for a pooling that the model does not have.
+        ValueError: if the model's configuration asks for a pooling that the model does not have, or has labels or sizes
+            that no model has.
     """
     config: Any = model.config
     settings: dict[str, Any] = {MODEL_TYPE: config.model_type}
@@ -52,29 +53,9 @@ def read_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
         settings[PADDING_MASK] = has_padding_mask(model)
     if getattr(config, RESIZES, None):
         settings[RESIZES] = getattr(config, RESIZES)
-    if getattr(config, LABELS, None):
-        settings[LABELS] = {str(index): label for index, label in config.id2label.items()}
-        settings[PROBLEM_TYPE] = getattr(config, PROBLEM_TYPE, None)
-    return settings
-
-
-def remember_settings(config: Any, model: nn.Module, spec: EncoderSpec) -> None:
-    """Write the base-model settings of `model` into an adapter's configuration.
-
-    The model may have several adapters, each with labels of its own. So an adapter that was loaded with labels keeps
-    them, unless the model's labels have been changed since.
-
-    Args:
-        config: the adapter's configuration; its `base_settings` are replaced.
-        model: the base model.
-        spec: the description of its architecture.
-    """
-    settings = read_settings(model, spec)
-    own, of_model = config.base_settings or {}, settings.get(LABELS)
-    if own.get(LABELS) and getattr(config, LABELS_OF_MODEL, of_model) == of_model:
-        settings |= {name: own[name] for name in (LABELS, PROBLEM_TYPE) if name in own}
-    config.base_settings = settings
-    setattr(config, LABELS_OF_MODEL, of_model)
+    if with_labels and getattr(config, LABELS, None):
+        settings |= {LABELS: getattr(config, LABELS), PROBLEM_TYPE: getattr(config, PROBLEM_TYPE, None)}
+    return normal_settings(settings, type(config).__name__) or {}
 
 
 def _as_in_json(value: Any) -> Any:
@@ -88,7 +69,8 @@ def dtype_of(settings: dict[str, Any]) -> dict[str, torch.dtype]:
 
 def labels_of(settings: dict[str, Any]) -> dict[int, str]:
     """Return the label names by index; empty if the settings have none."""
-    return {int(index): label for index, label in (settings.get(LABELS) or {}).items()}
+    labels = settings.get(LABELS) or {}
+    return {int(index): labels[index] for index in sorted(labels, key=int)}
 
 
 def set_labels(config: Any, settings: dict[str, Any]) -> None:

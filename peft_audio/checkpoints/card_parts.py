@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Optional
 
 from ..upstream.model_cards import is_hub_id
+from ..utils.validation import is_integer
 from .base_settings import PROBLEM_TYPE, labels_of
 
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
+
+
+def plain(text: Any) -> str:
+    """Return text of strangers (labels, names, values) so that it stands in one line of Markdown as it is."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def code_block(language: str, code: str) -> str:
+    """Return a block of code in Markdown, whatever the code contains."""
+    fence = "```"
+    while fence in code:
+        fence += "`"
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def sampling_rate_of(preprocessor: Optional[Mapping[str, Any]]) -> Optional[int]:
+    """Return the sampling rate in the fields of a feature extractor, None where there is none."""
+    rate: Any = (preprocessor or {}).get("sampling_rate")
+    return rate if is_integer(rate) and rate > 0 else None
+
+
+def read_preprocessor(file: Path) -> Optional[dict[str, Any]]:
+    """Return the fields of a feature extractor, None if the file has none; it warns of one that cannot be read."""
+    if not file.is_file():
+        return None
+    try:
+        fields = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        warnings.warn(f"{file} cannot be read ({error}): the model card leaves it out.", stacklevel=2)
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def hub_id(name: Optional[str]) -> Optional[str]:
@@ -30,7 +66,7 @@ def input_text(settings: Mapping[str, Any], sampling_rate: Optional[int]) -> str
     length = f", cut or padded to {frames} frames of 10 ms" if frames else ""
     labels = labels_of(dict(settings))
     several = ", several at a time" if is_multi_label(settings) else ""
-    names = ", ".join(labels[index] for index in sorted(labels))
+    names = ", ".join(plain(labels[index]) for index in sorted(labels))
     return f"- Input: mono audio{rate}{length}.\n- Labels ({len(labels)}{several}): {names}.\n"
 
 

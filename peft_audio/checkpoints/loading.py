@@ -13,23 +13,25 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
-from peft import PeftConfig, inject_adapter_in_model
+from peft import PeftConfig, PeftModel, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..config import EncoderAdapterConfig
+from ..config import EncoderAdapterConfig, method_fields
 from ..upstream.peft_modules import freeze_trained_modules
 from ..upstream.peft_state_dict import Tensors, named_as_in_model
 from ..upstream.registration import tuner_class
 from ..upstream.transformers_loading import adapter_location, is_called_by_from_pretrained
-from ..upstream.wrapping import LOAD_ADAPTER, bind, replace_method
+from ..upstream.wrapping import LOAD_ADAPTER, LOAD_PEFT_ADAPTER, bind, replace_method
+from .adapter_labels import AdapterLabels
 from .restoring import restore_labels, restore_settings
-from .tensors import read_weights
+from .tensors import read_config, read_weights
 
 
 def wrap_loading() -> None:
     """Wrap `load_adapter` of transformers' models. Calling it again changes nothing."""
     replace_method(LOAD_ADAPTER, _renaming_tensors)
+    replace_method(LOAD_PEFT_ADAPTER, _comparing_configurations)
 
 
 def _renaming_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +56,33 @@ def _renaming_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
         return info
 
     return load_adapter
+
+
+def _comparing_configurations(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        present = self.peft_config.get(adapter_name)
+        if not isinstance(present, EncoderAdapterConfig):
+            return original(self, model_id, adapter_name, *args, **kwargs)
+        names = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
+        loaded = read_config(os.fspath(model_id), {name: kwargs[name] for name in names if name in kwargs})
+        _check_same_method(present, loaded, adapter_name)
+        result = original(self, model_id, adapter_name, *args, **kwargs)
+        AdapterLabels.of(self.get_base_model()).replace(adapter_name, getattr(loaded, "base_settings", None) or {})
+        return result
+
+    return load_adapter
+
+
+def _check_same_method(present: EncoderAdapterConfig, loaded: PeftConfig, adapter_name: str) -> None:
+    """Raise ValueError if weights trained with `loaded` mean something else in an adapter with `present`."""
+    names = [name for name in method_fields(present) if getattr(present, name) != getattr(loaded, name, None)]
+    if type(loaded) is not type(present) or names:
+        shown = [f"{name}={getattr(loaded, name, None)!r} (here {getattr(present, name)!r})" for name in names]
+        raise ValueError(
+            f"The model has an adapter {adapter_name!r} with other settings than the one to be loaded, a "
+            f"{type(loaded).__name__} with {', '.join(shown) or 'its own fields'}. Load it under another name, or call "
+            f"model.delete_adapter({adapter_name!r}) first."
+        )
 
 
 def _read_config(arguments: Mapping[str, Any]) -> Optional[PeftConfig]:
@@ -88,7 +117,7 @@ def _renamed(model: PreTrainedModel, config: EncoderAdapterConfig, adapter_name:
         ValueError: if the configuration does not fit the model, or the tensors are not exactly the adapter's.
     """
     copied = _copy_without_values(model)
-    inject_adapter_in_model(config, copied, adapter_name, low_cpu_mem_usage=True)
+    inject_adapter_in_model(copy.deepcopy(config), copied, adapter_name, low_cpu_mem_usage=True)
     named = named_as_in_model(copied, config, adapter_name, tensors)
     tuner = tuner_class(config)
     parts = "|".join(tuner.prefix + part for part in tuner.tuner_layer_cls.parts)

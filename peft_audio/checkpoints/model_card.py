@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,17 @@ from ..upstream.model_cards import PEFT_TEMPLATE_MARK, default_sampling_rate
 from ..utils.atomic_files import written_together
 from ..utils.validation import is_number, require
 from .base_settings import labels_of
-from .card_parts import PREPROCESSOR_NAME, classify_a_file, hub_id, input_text, is_multi_label
+from .card_parts import (
+    PREPROCESSOR_NAME,
+    classify_a_file,
+    code_block,
+    hub_id,
+    input_text,
+    is_multi_label,
+    plain,
+    read_preprocessor,
+    sampling_rate_of,
+)
 from .stock_card import stock_card
 
 
@@ -59,7 +69,9 @@ class CardFacts:
     @property
     def base_class(self) -> str:
         """Name of the base model's class, empty if the configuration does not have it."""
-        return (self.config.auto_mapping or {}).get("base_model_class", "")
+        mapping = self.config.auto_mapping
+        name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+        return name if isinstance(name, str) and name.isidentifier() else ""  # it becomes a line of code
 
     @property
     def is_audio_classifier(self) -> bool:
@@ -76,7 +88,7 @@ class CardFacts:
     def sampling_rate(self) -> Optional[int]:
         """Sampling rate of the input in Hz; None if neither the folder nor the base model's class gives one."""
         if self.preprocessor is not None:
-            return self.preprocessor.get("sampling_rate")
+            return sampling_rate_of(self.preprocessor)
         return default_sampling_rate(self.base_class)
 
 
@@ -160,8 +172,8 @@ def read_facts(folder: Path, location: str, beside: Optional[Path] = None) -> Op
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, EncoderAdapterConfig):
         return None
-    preprocessors = [place / PREPROCESSOR_NAME for place in (folder, beside) if place is not None]
-    preprocessor = next((json.loads(file.read_text("utf-8")) for file in preprocessors if file.is_file()), None)
+    places = [place / PREPROCESSOR_NAME for place in (folder, beside) if place is not None]
+    preprocessor = next((fields for fields in map(read_preprocessor, places) if fields is not None), None)
     return CardFacts(config, location, weights[0].stat().st_size, _count_parameters(folder), preprocessor)
 
 
@@ -171,11 +183,20 @@ def _count_parameters(folder: Path) -> int:
 
 
 def load_card(folder: Path) -> Optional[ModelCard]:
-    """Return the model card in the folder, None if there is none."""
+    """Return the model card in the folder, None if there is none.
+
+    Raises:
+        ValueError: if it is not text in UTF-8.
+    """
     file = folder / CARD_NAME
     if not file.is_file():
         return None
-    text = file.read_text("utf-8")
+    try:
+        text = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The model card {str(file)!r} is not text in UTF-8 ({error}). Convert or move it."
+        ) from error
     try:
         return ModelCard(text, ignore_metadata_errors=True)
     except (YAMLError, ValueError):  # metadata that cannot be read is kept as text
@@ -201,7 +222,7 @@ def updated_card(
     own: dict[str, Any] = {"library_name": "peft", "base_model": facts.hub_base_model}
     if facts.is_audio_classifier:
         own["pipeline_tag"] = data.get("pipeline_tag") or "audio-classification"
-    kept = [tag for tag in [*tags, *(data.get("tags") or [])] if not tag.startswith(("base_model:", METHOD_TAG))]
+    kept = [tag for tag in [*tags, *tags_of(card)] if not tag.startswith(("base_model:", METHOD_TAG))]
     wanted = ["audio", "peft-audio", "transformers", METHOD_TAG + facts.config.method_name]
     if facts.hub_base_model:
         wanted.append(f"base_model:adapter:{facts.hub_base_model}")
@@ -211,12 +232,22 @@ def updated_card(
     return ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
 
 
+def tags_of(card: Optional[ModelCard]) -> tuple[str, ...]:
+    """Return the tags in a model card's metadata, as text; a single one may stand alone."""
+    tags = None if card is None else card.data.to_dict().get("tags")
+    tags = tags if isinstance(tags, list) else [tags]
+    return tuple(str(tag) for tag in tags if isinstance(tag, (str, int, float)) and tag != "")
+
+
 def _with_part(text: str, name: str, content: str) -> str:
     begin, end = f"<!-- peft_audio: {name} -->", f"<!-- peft_audio: end of {name} -->"
-    part = f"{begin}\n\n{content.strip()}\n\n{end}"
-    before, found, rest = text.partition(begin)
-    if found and end in rest:
-        return before + part + rest.partition(end)[2]
+    content = content.strip().replace("<!-- peft_audio:", "&lt;!-- peft_audio:")  # in what strangers wrote
+    part = f"{begin}\n\n{content}\n\n{end}"
+    # From the last beginning in front of an end: one whose end a person has removed is part of that person's text.
+    pattern = f"{re.escape(begin)}(?:(?!{re.escape(begin)}).)*?{re.escape(end)}"
+    found = re.search(pattern, text, re.DOTALL)
+    if found is not None:
+        return text[: found.start()] + part + text[found.end() :]
     return f"{text.rstrip()}\n\n{part}\n".lstrip()
 
 
@@ -239,18 +270,16 @@ def _score(score: Score) -> str:
 
 def _adapter_text(facts: CardFacts) -> str:
     config = facts.config
-    base = facts.hub_base_model or f"`{Path(config.base_model_name_or_path or 'unnamed').name}`, a local model"
-    settings = "".join(f"- `{name}`: {value}\n" for name, value in method_settings(config).items())
+    base = facts.hub_base_model or f"{plain(Path(config.base_model_name_or_path or 'unnamed').name)}, a local model"
+    settings = "".join(f"- `{name}`: {plain(value)}\n" for name, value in method_settings(config).items())
     citations = "\n\n".join(config.citations)
-    return f"""# {Path(facts.location).name}
+    return f"""# {plain(Path(facts.location).name)}
 
 An adapter for {base}: {config.summary} (`{type(config).__name__}`).
 
 ## Use
 
-```python
-{snippet(facts)}
-```
+{code_block("python", snippet(facts))}
 
 {input_text(facts.settings, facts.sampling_rate) if facts.is_audio_classifier else ""}
 ## Adapter

@@ -8,6 +8,8 @@ types are saved exactly as before.
 from __future__ import annotations
 
 import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,11 +32,12 @@ from ..upstream.wrapping import (
     replace_method,
 )
 from ..utils.atomic_files import written_together
-from .model_card import CARD_NAME, CardFacts, load_card, read_facts, updated_card
+from .model_card import CARD_NAME, CardFacts, load_card, read_facts, tags_of, updated_card
 
 
 # A folder holds the weights in one format. Of two files PEFT would read the wrong one.
 OTHER_FORMAT = {SAFETENSORS_WEIGHTS_NAME: WEIGHTS_NAME, WEIGHTS_NAME: SAFETENSORS_WEIGHTS_NAME}
+UNREADABLE_CARD_NAME = "README.unreadable.md"
 HUB_ID: ContextVar[Optional[str]] = ContextVar("HUB_ID", default=None)  # that a model is being pushed to
 
 
@@ -63,23 +66,37 @@ def _saving_together(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, save_directory, *args, **kwargs)
         folder = Path(save_directory)
         with written_together(folder, OTHER_FORMAT) as staged:
-            card = load_card(folder)
-            if card is not None:
-                card.save(staged / CARD_NAME)  # PEFT updates the model card that it finds
+            # PEFT finds no model card here: it would update one that cannot be read, and fail before the weights.
             result = original(self, str(staged), *args, **kwargs)
-            _write_card(staged, folder)
+            _try_to_write_card(staged, folder)
         return result
 
     return save_pretrained
 
 
-def _write_card(staged: Path, folder: Path) -> None:
-    """Write an updated model card into `staged`, starting from the one in `folder`."""
-    facts = _facts(staged, folder)
-    if facts is not None:
-        from_peft = load_card(staged)
-        card = updated_card(load_card(folder) or from_peft, facts, tags=_tags(from_peft))
-        card.save(staged / CARD_NAME)
+def _try_to_write_card(staged: Path, folder: Path) -> None:
+    """Write the model card into `staged`, starting from the one in `folder`. Weights are saved whatever is wrong with it."""
+    before = _readable_card(folder, keep_in=staged)
+    try:
+        facts = _facts(staged, folder)
+        if facts is not None:
+            from_peft = load_card(staged)
+            card = updated_card(before or from_peft, facts, tags=tags_of(from_peft))
+            card.save(staged / CARD_NAME)
+    except Exception as error:  # the card is made of what strangers wrote, and weights come first
+        warnings.warn(f"The weights are saved, but no model card could be written: {error!r}.", stacklevel=3)
+        if before is not None:
+            (staged / CARD_NAME).unlink(missing_ok=True)  # the present one stays
+
+
+def _readable_card(folder: Path, keep_in: Path) -> Optional[ModelCard]:
+    """Return the model card in `folder`; one that cannot be read is copied to `keep_in` under another name."""
+    try:
+        return load_card(folder)
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{error} It is kept as {UNREADABLE_CARD_NAME}, and a new one is written.", stacklevel=4)
+        shutil.copyfile(folder / CARD_NAME, keep_in / UNREADABLE_CARD_NAME)
+        return None
 
 
 def _facts(written: Path, folder: Path) -> Optional[CardFacts]:
@@ -87,18 +104,16 @@ def _facts(written: Path, folder: Path) -> Optional[CardFacts]:
     return read_facts(written, name, beside=folder)
 
 
-def _tags(card: Optional[ModelCard]) -> tuple[str, ...]:
-    return () if card is None else tuple(card.data.to_dict().get("tags") or ())
-
-
 def _completing_card(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
         folder = Path(output_dir)
-        before = load_card(folder)
+        before = _readable_card(folder, keep_in=folder)
+        if before is None:
+            (folder / CARD_NAME).unlink(missing_ok=True)
         original(self, output_dir)
         facts = _facts(folder, folder) if _has_adapters_of_ours(self) else None
         if facts is not None:  # else the adapter is not written yet; its model card comes after it
-            card = updated_card(load_card(folder), facts, tags=_tags(before))
+            card = updated_card(load_card(folder), facts, tags=tags_of(before))
             with written_together(folder) as staged:
                 card.save(staged / CARD_NAME)
 
@@ -120,7 +135,7 @@ def _uploading_the_card(original: Callable[..., Any]) -> Callable[..., Any]:
         facts = _facts(folder, folder) if _has_adapters_of_ours(self) else None
         if facts is not None:
             card = load_card(folder)
-            updated_card(card, facts, tags=_tags(card)).save(folder / CARD_NAME)
+            updated_card(card, facts, tags=tags_of(card)).save(folder / CARD_NAME)
         return original(self, *args, **kwargs)
 
     return upload_modified_files

@@ -14,7 +14,16 @@ from transformers import PreTrainedModel
 from ..ast.resize import RESIZES
 from ..backbones.table import resolve
 from .base_settings import labels_of, read_settings
-from .card_parts import PREPROCESSOR_NAME, classify_a_file, hub_id, input_text, is_multi_label
+from .card_parts import (
+    PREPROCESSOR_NAME,
+    classify_a_file,
+    code_block,
+    hub_id,
+    input_text,
+    is_multi_label,
+    plain,
+    sampling_rate_of,
+)
 
 
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
@@ -53,17 +62,15 @@ def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location:
         tags=["audio", "peft-audio"],
     )
     preprocessor = json.loads((folder / PREPROCESSOR_NAME).read_text("utf-8"))
-    text = f"""# {Path(location).name}
+    text = f"""# {plain(Path(location).name)}
 
 An audio classifier: `{hub_base or base_name}`, fine-tuned.
 
 ## Use
 
-```python
-{_snippet(base, settings, location, is_adapter)}
-```
+{code_block("python", _snippet(base, settings, location, is_adapter))}
 
-{input_text(settings, preprocessor.get("sampling_rate"))}{_method(model) if isinstance(model, PeftModel) else ""}- file: {_size(folder)}
+{input_text(settings, sampling_rate_of(preprocessor))}{_method(model) if isinstance(model, PeftModel) else ""}- file: {_size(folder)}
 
 {training}
 """

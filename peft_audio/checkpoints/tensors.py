@@ -6,11 +6,24 @@ import json
 from typing import Any, Optional
 
 import torch
-from peft import PeftConfig, load_peft_weights
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
 from peft.utils import CONFIG_NAME
 from torch import nn
 
 from ..upstream.peft_state_dict import Tensors, adapter_tensors, without_prefix
+
+
+# What PEFT raises for a file that holds something else; what breaks a rule of a field is a ValueError that names it.
+DAMAGED = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    UnboundLocalError,
+    RecursionError,
+    OverflowError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+)
 
 
 def read_weights(source: str, location: dict[str, Any]) -> Tensors:
@@ -47,7 +60,7 @@ def read_config(source: str, location: dict[str, Any]) -> PeftConfig:
     """
     try:
         return PeftConfig.from_pretrained(source, **location)
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except DAMAGED as error:
         raise ValueError(
             f"The configuration of adapter {source!r}, {CONFIG_NAME}, cannot be read ({type(error).__name__}: {error}). "
             "The file is damaged, or its `peft_type` is not one that PEFT knows; copy or download it again."
@@ -79,6 +92,22 @@ def check_tensors(model: nn.Module, adapter_name: str, loaded: Tensors) -> None:
         )
 
 
+def check_all_used(model: PeftModel, adapter_name: str, loaded: Tensors, source: str) -> None:
+    """Check that every tensor of a checkpoint has a place in the model, whatever the type of the adapter.
+
+    Raises:
+        ValueError: if not: PEFT leaves such tensors out without a word.
+    """
+    used = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    unused = sorted(set(without_prefix(loaded)) - set(without_prefix(used)) - set(without_prefix(model.state_dict())))
+    if unused:
+        raise ValueError(
+            f"The checkpoint of adapter {source!r} has tensors that a {type(model.peft_config[adapter_name]).__name__} has "
+            f"no place for: {', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}. Its {CONFIG_NAME} names another "
+            "`peft_type` than it was trained with."
+        )
+
+
 def _mismatch(key: str, received: torch.Tensor, expected: torch.Tensor) -> Optional[str]:
     """Return why the one tensor cannot take the other's place, None if it can."""
     if received.shape != expected.shape:
@@ -88,4 +117,6 @@ def _mismatch(key: str, received: torch.Tensor, expected: torch.Tensor) -> Optio
     # In the model's dtype: a number can be finite in the file and too large for a model in half precision.
     if not received.to(expected.dtype).isfinite().all():
         return f"not finite: {key} has numbers that are NaN, or infinite in {expected.dtype}"
+    if key.endswith("running_var") and (received < 0).any():
+        return f"negative: {key} is a variance, of which the square root is taken"
     return None

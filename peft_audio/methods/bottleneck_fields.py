@@ -51,9 +51,13 @@ class BottleneckFields(EncoderAdapterConfig):
         if self.reduction_factor is not None:
             factor = self.reduction_factor
             require(is_number(factor) and factor >= 1, "reduction_factor", "None or a number of at least 1", factor)
+            default = type(self).__dataclass_fields__["bottleneck_dim"].default
+            rule = "left out where `reduction_factor` is given, which takes its place"
+            require(self.bottleneck_dim == default, "bottleneck_dim", rule, self.bottleneck_dim)
         known = isinstance(self.activation, str) and self.activation in ACT2FN
         require(known, "activation", f"one of {', '.join(sorted(ACT2FN))}", self.activation)
         require_finite_number("scaling", self.scaling)
+        self.scaling = float(self.scaling)  # torch takes no integer of this size
         require(self.scaling != 0, "scaling", "other than 0, which would give the adapter no gradient", self.scaling)
         require_probability("dropout", self.dropout)
 

@@ -28,7 +28,6 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..backbones.relative_positions import PositionRule
 from ..backbones.spec import Backbone, LayerModules
 from ..modules import TokenLayout
 from ..modules.adapter_module import check_result, reads_neighbours, special_tokens_stand_alone
@@ -39,6 +38,7 @@ from ..utils.forward_pass import BlockInput, ForwardPass, PassState
 from .adapter_parts import ADAPTERS, PARTS, AdapterParts, Wiring
 from .attention import ExtraTokens, install_extra_tokens, remove_extra_tokens, takes_extra_tokens
 from .calls import Call, parameter_names
+from .conventions import Conventions
 from .grids import SeenGrids
 from .masks import grow_mask, real_tokens
 from .tuner_layer import HookedTunerLayer, first_tensor, with_first
@@ -60,14 +60,6 @@ class OutsideModules(NamedTuple):
     attention: nn.Module
     attention_norm: Optional[nn.Module]
     position_source: Optional[nn.Module]
-
-
-class Conventions(NamedTuple):
-    """What a row says of how attention is called, see `EncoderSpec`. The row itself may hold what cannot be pickled."""
-
-    batch_first: bool
-    padding_mask: Optional[str]
-    positions: Optional[PositionRule]
 
 
 class EncoderTunerLayer(HookedTunerLayer):
@@ -137,6 +129,8 @@ class EncoderTunerLayer(HookedTunerLayer):
         """
         outer = self.forward_pass.current
         state = PassState(outer, outer.samples, outer.grid)
+        if state.grid is not None and not self._is_traced:
+            self._grids.note(self._batch_first(hidden_states).shape[1], state.grid)
         num_read = self._take_num_read(outer, args, kwargs)
         if num_read is not None:
             hidden_states, state.unread = hidden_states[:, :num_read], hidden_states[:, num_read:]
@@ -144,7 +138,7 @@ class EncoderTunerLayer(HookedTunerLayer):
             # Reentrant checkpointing gives no gradient at all, silently, where no input of the checkpointed layer asks
             # for one; the input of the first adapted layer of a frozen model does not.
             hidden_states = hidden_states.detach().requires_grad_()
-        if not torch.compiler.is_compiling() and state.is_needed_again:
+        if state.is_needed_again and not torch.compiler.is_compiling():
             kwargs[STATE] = state
         context = self._saving_context
         is_plain = context is None or self._is_checkpointed or torch.compiler.is_compiling()
@@ -171,6 +165,10 @@ class EncoderTunerLayer(HookedTunerLayer):
     @property
     def _is_checkpointed(self) -> bool:
         return self.training and bool(getattr(self.base_layer, "gradient_checkpointing", False))
+
+    @property
+    def _is_traced(self) -> bool:
+        return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
     def _take_num_read(self, outer: PassState, args: tuple, kwargs: dict[str, Any]) -> Optional[int]:
         """Return the number of tokens that suffice, None for all."""
@@ -227,7 +225,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         given = call.get(self._attention_parameters[0])
         tokens = self._batch_first(given)
         if any(self.active(part) for part in ADAPTERS):
-            state.attention_mask = call.get(self._mask_name)
+            state.attention_mask = call.get(self._conventions.mask_name)
         if self.active("attention_adapter"):
             residual = tokens if state.attention_residual is None else state.attention_residual
             state.attention_input, state.attention_residual = BlockInput(residual, tokens), None
@@ -276,7 +274,11 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def _adapt_samples(self, block: str, output: torch.Tensor, block_input: BlockInput) -> torch.Tensor:
         is_mixing = any(reads_neighbours(adapter) for _, adapter in self.active(f"{block}_adapter"))
-        mask = real_tokens(self.forward_pass.current.attention_mask, self._true_is_padding) if is_mixing else None
+        mask = (
+            real_tokens(self.forward_pass.current.attention_mask, self._conventions.true_is_padding)
+            if is_mixing
+            else None
+        )
         output = self._batch_first(output)
         adapt = partial(self._adapt, block, self._grid(output.shape[1], is_mixing))
         return self._batch_first(self.by_adapter(adapt, output, *block_input, mask))
@@ -314,9 +316,9 @@ class EncoderTunerLayer(HookedTunerLayer):
         state = self.forward_pass.current
         if state.unread is not None:
             return (1, 0)  # only special tokens are left
-        if not is_mixing or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if state.grid is not None or not is_mixing or self._is_traced:
             return state.grid or (1, num_tokens)
-        return self._grids.of(num_tokens, state.grid)
+        return self._grids.of(num_tokens)
 
     def _own_norm(self, part: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return a function of hidden states and what the layer's norm makes of them, to what the adapter's makes."""
@@ -364,10 +366,10 @@ class EncoderTunerLayer(HookedTunerLayer):
     def _with_extra_tokens(self, call: Call, given: torch.Tensor, tokens: torch.Tensor, extra: ExtraTokens) -> Call:
         """Return the call of attention with the extra tokens, and all that grows with them."""
         only_keys, num_prompts = self._takes_extra_tokens, self.forward_pass.current.num_prompts
-        mask = call.get(self._mask_name)
+        mask = call.get(self._conventions.mask_name)
         if mask is not None:
-            mask = grow_mask(mask, num_prompts, not only_keys, self._true_is_padding)
-            call = call.replace(self._mask_name, mask)
+            mask = grow_mask(mask, num_prompts, not only_keys, self._conventions.true_is_padding)
+            call = call.replace(self._conventions.mask_name, mask)
         if only_keys:
             return call.replace("extra_tokens", extra)
         if extra.front is None:
@@ -386,11 +388,3 @@ class EncoderTunerLayer(HookedTunerLayer):
     def _batch_first(self, tokens: torch.Tensor) -> torch.Tensor:
         """Turn `(tokens, batch, d)` into `(batch, tokens, d)` and back, where the base layer takes the former."""
         return tokens if self._conventions.batch_first else tokens.transpose(0, 1)
-
-    @property
-    def _mask_name(self) -> str:
-        return self._conventions.padding_mask or "attention_mask"
-
-    @property
-    def _true_is_padding(self) -> bool:
-        return self._conventions.padding_mask is not None

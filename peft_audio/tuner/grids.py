@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 
 Grid = tuple[int, int]
 
@@ -22,18 +20,19 @@ class SeenGrids:
         self._has_patches = has_patches
         self._seen: dict[int, set[Grid]] = {}
 
-    def of(self, num_tokens: int, grid: Optional[Grid]) -> Grid:
-        """Return `grid`, which is remembered; for None, that of earlier calls with as many tokens.
+    def note(self, num_tokens: int, grid: Grid) -> None:
+        """Remember the grid of a call within a pass of the model."""
+        self._seen.setdefault(num_tokens, set()).add(grid)
+
+    def of(self, num_tokens: int) -> Grid:
+        """Return the grid that calls with as many tokens had.
 
         Raises:
-            RuntimeError: there were none, or different ones.
+            RuntimeError: there were none, or of different grids.
         """
         if not self._has_patches:
             return (1, num_tokens)
-        seen = self._seen.setdefault(num_tokens, set())
-        if grid is not None:
-            seen.add(grid)
-            return grid
+        seen = self._seen.get(num_tokens, set())
         if len(seen) != 1:
             grids = " and ".join(f"{rows} x {columns}" for rows, columns in sorted(seen)) or "none"
             raise RuntimeError(

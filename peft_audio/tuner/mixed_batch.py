@@ -13,8 +13,7 @@ from torch import nn
 
 from ..heads.weighted_layer_sum import LayerWeights
 from ..upstream.peft_modules import adapter_names as adapter_names_of
-from ..upstream.peft_modules import adapters_of, copy_of, trained_modules
-from ..utils.around import owners_of_wrappers, wrap_forward
+from ..upstream.peft_modules import adapters_of
 from ..utils.forward_pass import ForwardPass, PassState, Samples
 from .samples import join, samples_by_adapter, take
 from .tuner_layer import HookedTunerLayer
@@ -74,7 +73,7 @@ def run_mixed(
     check_size(samples, args, kwargs)
     if request.together:
         return forward_pass.run(PassState(samples=samples), forward, *args, **kwargs)
-    size, outputs = _size(samples), []
+    size, outputs = size_of(samples), []
     for name, indices in samples.items():
         rows, named = take((args, kwargs), indices, size)
         state = PassState(samples={name: torch.arange(len(indices))})
@@ -84,7 +83,7 @@ def run_mixed(
 
 def check_size(samples: Samples, args: tuple, kwargs: dict[str, Any]) -> None:
     """Raise ValueError unless the arguments are of a batch with these samples."""
-    expected = _size(samples)
+    expected = size_of(samples)
     sizes = {len(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()}
     if expected not in sizes:
         raise ValueError(
@@ -93,34 +92,8 @@ def check_size(samples: Samples, args: tuple, kwargs: dict[str, Any]) -> None:
         )
 
 
-class HeadBySample:
-    """A wrapper around a head that PEFT wraps: in a mixed batch, each adapter's copy gets its own samples."""
-
-    def __init__(self, forward_pass: ForwardPass) -> None:
-        self.forward_pass = forward_pass
-
-    def run(
-        self, forward: Callable[..., Any], head: AuxiliaryTrainingWrapper, args: tuple, kwargs: dict[str, Any]
-    ) -> Any:
-        """Run the head."""
-        samples = self.forward_pass.current.samples
-        if samples is None or head.disable_adapters:
-            return forward(*args, **kwargs)
-        outputs = []
-        for name, indices in samples.items():
-            rows, named = (args, kwargs) if len(samples) == 1 else take((args, kwargs), indices, _size(samples))
-            outputs.append(copy_of(head, name)(*rows, **named))
-        return outputs[0] if len(samples) == 1 else join(outputs, list(samples.values()), "output")
-
-
-def install_head_by_sample(model: nn.Module) -> None:
-    """Put `HeadBySample` around every head that PEFT wraps, unless it is there."""
-    for _, head in trained_modules(model):
-        if not any(isinstance(owner, HeadBySample) for owner in owners_of_wrappers(head)):
-            wrap_forward(head, HeadBySample(ForwardPass.of(model)).run)
-
-
-def _size(samples: Samples) -> int:
+def size_of(samples: Samples) -> int:
+    """Return the size of a batch with these samples."""
     return sum(map(len, samples.values()))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Generic, NamedTuple, Optional, TypeVar
+from typing import Any, Generic, NamedTuple, Optional, TypeVar, Union
 
 import torch
 from peft import PeftModel
@@ -18,20 +17,23 @@ from typing_extensions import Self
 from ..backbones.relative_positions import install_position_detach, remove_position_detach
 from ..backbones.spec import Backbone, LayerModules
 from ..backbones.table import locate, resolve
-from ..checkpoints.base_settings import check_settings, has_generic_labels, remember_settings, set_labels
+from ..checkpoints.adapter_labels import AdapterLabels, remember_settings
+from ..checkpoints.base_settings import check_settings, read_settings
 from ..checkpoints.tensors import check_tensors
-from ..config import EncoderAdapterConfig
+from ..config import EncoderAdapterConfig, filled_in, fresh_config
 from ..heads.weighted_layer_sum import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
-from ..upstream.peft_modules import adapter_names, adapters_of, trained_modules
+from ..upstream.peft_modules import adapters_of, trained_modules
 from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
+from .adapter_checks import check_adapter_name, check_alone, check_apart
 from .adapter_parts import AdapterParts
 from .encoder_layer import EncoderTunerLayer
-from .mixed_batch import install_head_by_sample, mixed_batch
+from .mixed_batch import mixed_batch
 from .model_calls import install_model_calls, remove_model_calls
 from .quantized import check_not_quantized
 from .read_tokens import install_read_tokens, remove_read_tokens
 from .row_check import check_row_once
+from .trained_modules import install_trained_modules, train_in_float32, unambiguous
 from .training_setup import install_training_setup, remove_training_setup
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
 
@@ -110,17 +112,19 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         state_dict: Optional[dict[str, torch.Tensor]] = None,
     ) -> None:
         """See `BaseTuner.inject_adapter`. `state_dict` is not needed: the configuration says which layers to adapt."""
-        # A copy: what is filled in below belongs to this model, and the caller may use the configuration for another.
-        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
-        _check_adapter_name(adapter_name, model, self.prefix, self.tuner_layer_cls.parts)
+        check_alone(model, adapter_name, self.prefix)
+        config: Any = fresh_config(self.peft_config[adapter_name])
+        self.peft_config[adapter_name] = config
+        check_adapter_name(adapter_name, model, self.prefix, self.tuner_layer_cls.parts)
         if not self.active_adapters:  # the last one was deleted
             self.active_adapter = adapter_name
         try:
-            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+            with filled_in(config):
+                super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         finally:
             self._injection = None
-        self._couple_heads(model, adapter_name)
         backbone = resolve(model)
+        self._couple_heads(model, adapter_name, backbone, autocast_adapter_dtype)
         self._freeze_feature_encoder(backbone)
         install_training_setup(model, backbone)
         keep_frozen_statistics(model)
@@ -129,12 +133,18 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         install_model_calls(model, backbone)
         install_read_tokens(model, backbone)
 
-    def _couple_heads(self, model: nn.Module, adapter_name: str) -> None:
-        heads = tuple(module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
-        install_head_by_sample(model)
+    def _couple_heads(self, model: nn.Module, adapter_name: str, backbone: Backbone, in_float32: bool) -> None:
+        heads = tuple(head for _, head in trained_modules(model))
+        install_trained_modules(model, backbone.head)
+        if in_float32:
+            train_in_float32(heads, adapter_name)
+        labels = AdapterLabels.of(model)
+        labels.configs[adapter_name] = self.peft_config[adapter_name]
         for module in model.modules():
             if isinstance(module, HookedTunerLayer):
-                module.couple_heads(heads)
+                module.couple_heads(heads, labels)
+        for head in heads:
+            head.train(head.original_module.training)
         if adapter_name not in self.active_adapters:
             return
         # `inject_adapter_in_model` makes the new adapter active in the layers; PEFT leaves its heads behind, and the
@@ -143,10 +153,18 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         for head in heads:
             head.set_requires_grad(sorted(adapters_of(head) - set(self.active_adapters)), requires_grad=False)
 
+    def set_adapter(self, adapter_name: Union[str, list[str]], inference_mode: bool = False) -> None:
+        """Make these adapters the active ones, and the model's labels theirs."""
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        AdapterLabels.of(self.model).activate(self.active_adapters)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter and its heads; where it was active, another one becomes active in all layers and heads."""
-        was_active = adapter_name in self.active_adapters
+        was_active, labels = adapter_name in self.active_adapters, AdapterLabels.of(self.model)
+        labels.take_changes()
         super().delete_adapter(adapter_name)
+        labels.configs.pop(adapter_name, None)
+        labels.activate(self.active_adapters)
         if was_active and self.peft_config:
             # Every layer and head has chosen for itself which adapter comes next.
             self.set_adapter(self.active_adapters or sorted(self.peft_config)[:1])
@@ -159,10 +177,12 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         if not all(module.disable_adapters for module in switches):
             self._is_frozen = not any(parameter.requires_grad for parameter in self.parameters())
         super().disable_adapter_layers()
+        AdapterLabels.of(self.model).activate([])
 
     def enable_adapter_layers(self) -> None:
         """Undo `disable_adapter_layers`; adapters that were loaded for inference stay frozen."""
         super().enable_adapter_layers()
+        AdapterLabels.of(self.model).activate(self.active_adapters)
         if self._is_frozen:  # PEFT lets adapters train that were loaded for inference
             self.requires_grad_(False)
 
@@ -192,7 +212,9 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         backbone = resolve(self.model)
         targets = self.target_names(peft_config, backbone)
         self.check_fit(peft_config, backbone)
-        if peft_config.base_settings is not None:
+        if peft_config.base_settings is None:
+            read_settings(self.model, backbone.spec)  # refuses what cannot be remembered
+        else:
             check_settings(peft_config.base_settings, self.model, backbone)
         modules_to_save = self._modules_to_save(peft_config, backbone, targets)
         if not any(isinstance(module, HookedTunerLayer) for module in self.model.modules()):
@@ -200,8 +222,6 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
 
         self._injection = Injection(backbone, frozenset(targets))
         peft_config.modules_to_save = modules_to_save
-        if peft_config.base_settings is not None and has_generic_labels(self.model.config):
-            set_labels(self.model.config, peft_config.base_settings)
         remember_settings(peft_config, self.model, backbone.spec)
         return peft_config
 
@@ -219,7 +239,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
                 f"`modules_to_save` must name modules of {type(self.model).__name__}, which has none called "
                 f"{', '.join(map(repr, missing))}. Its head: {', '.join(map(repr, backbone.head)) or 'none'}."
             )
-        _check_apart(names, self.model, set(targets))
+        names = unambiguous(names, self.model)
+        check_apart(names, self.model, set(targets))
         check_not_quantized(self.model, names)
         return names
 
@@ -330,35 +351,3 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         adapter_names = kwargs.get("adapter_names")
         with nullcontext() if adapter_names is None else mixed_batch(self.model, adapter_names):
             yield
-
-
-def _check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts: tuple[str, ...]) -> None:
-    # torch takes as keys of a ModuleDict neither names with dots nor those of the dictionary's own attributes.
-    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
-        raise ValueError(
-            f"`adapter_name` must be a name that torch.nn.ModuleDict takes as a key, not empty and without dots, got "
-            f"{adapter_name!r}. Choose another name."
-        )
-    segments = {segment for name, _ in model.named_parameters() for segment in name.split(".")}
-    adapters = {name for _, module in trained_modules(model) for name in adapters_of(module)}
-    for layer in model.modules():
-        if isinstance(layer, HookedTunerLayer):
-            adapters |= adapter_names(layer)
-    reserved = (segments - adapters) | set(parts) | {prefix + part for part in parts}
-    if adapter_name in reserved:
-        raise ValueError(
-            f"`adapter_name` must differ from the names of the model's modules and tensors, got {adapter_name!r}: PEFT "
-            "could not tell the adapter's tensors from the model's. Choose another name."
-        )
-
-
-def _check_apart(names: list[str], model: nn.Module, targets: set[str]) -> None:
-    """Raise ValueError if modules to be trained whole lie within one another, or around or within adapted ones."""
-    paths = [path for path, _ in model.named_modules() if any(path == n or path.endswith("." + n) for n in names)]
-    for path in paths:
-        for other in targets | set(paths) - {path}:
-            if path == other or path.startswith(other + ".") or other.startswith(path + "."):
-                raise ValueError(
-                    f"`modules_to_save` must name modules apart from each other and from what the adapter is put on, got "
-                    f"{names!r}: {path!r} and {other!r} are not. Name the head's modules, or leave the field out."
-                )

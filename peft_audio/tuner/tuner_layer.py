@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, Optional, Union
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from ..checkpoints.adapter_labels import AdapterLabels
 from ..upstream.torch_modules import is_batch_norm
 from ..utils.forward_pass import ForwardPass
 from .samples import join, take
@@ -34,6 +35,7 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, prefix: str, forward_pass: ForwardPass) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.training = base_layer.training
         self.forward_pass = forward_pass
         self.prefix = prefix
         self.adapter_layer_names = tuple(prefix + part for part in self.parts)
@@ -43,13 +45,14 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
         self._hooks: tuple[RemovableHandle, ...] = ()
         self._heads: tuple[AuxiliaryTrainingWrapper, ...] = ()
+        self._labels: Optional[AdapterLabels] = None
 
     def update_layer(self, adapter_name: str, modules: Any, inference_mode: bool = False) -> None:
         """Take in a new adapter, a module or None for each part; it becomes the active one if there was none."""
         for part in self.parts:
             module = getattr(modules, part)
             if module is not None:
-                self.part(part)[adapter_name] = module
+                self.part(part)[adapter_name] = module.train(self.training)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters or [adapter_name], inference_mode=inference_mode)
 
@@ -59,9 +62,15 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         keep_frozen_statistics(self)
         return self
 
-    def couple_heads(self, heads: tuple[AuxiliaryTrainingWrapper, ...]) -> None:
-        """Enable and disable these heads, which PEFT wraps, together with the adapters."""
+    def couple_heads(self, heads: tuple[AuxiliaryTrainingWrapper, ...], labels: AdapterLabels) -> None:
+        """Enable and disable these heads, which PEFT wraps, and switch the labels, together with the adapters."""
         self._heads = heads
+        self._labels = labels
+
+    def set_adapter(self, adapter_names: Union[str, list[str]], inference_mode: bool = False) -> None:
+        """Make these adapters the active ones, and the model's labels theirs."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._show_labels()
 
     def enable_adapters(self, enabled: bool) -> None:
         """Enable or disable the adapters of this layer and the heads that come with them."""
@@ -69,6 +78,11 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         # transformers' `disable_adapters` reaches the heads, its `enable_adapters` forgets them.
         for head in self._heads:
             head.enable_adapters(enabled)
+        self._show_labels()
+
+    def _show_labels(self) -> None:
+        if self._labels is not None:
+            self._labels.activate([] if self.disable_adapters else self.active_adapters)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         # Replicas share the hooks, which belong to the original: its adapters would act on every GPU's data at once.

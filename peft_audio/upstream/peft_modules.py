@@ -48,7 +48,7 @@ def adapters_of(module: AuxiliaryTrainingWrapper) -> set[str]:
     return set(module._adapters)
 
 
-def copy_of(module: AuxiliaryTrainingWrapper, adapter_name: str) -> nn.Module:
+def copy_of(module: AuxiliaryTrainingWrapper, adapter_name: Optional[str]) -> nn.Module:
     """Return the adapter's copy of this module, the model's own where the adapter has none."""
     # A ModuleDict has no `get`.
     return module.modules_to_save[adapter_name] if adapter_name in module._adapters else module.original_module

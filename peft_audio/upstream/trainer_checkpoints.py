@@ -6,7 +6,6 @@ file of a checkpoint.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Optional
 
@@ -22,6 +21,7 @@ STATE_NAME = "trainer_state.json"
 def step_of_state(checkpoint: Path) -> Optional[int]:
     """Return the number of steps in the state of a Trainer's checkpoint, None without a state that can be read."""
     try:
-        return TrainerState.load_from_json(str(checkpoint / STATE_NAME)).global_step
-    except (OSError, json.JSONDecodeError, TypeError, UnicodeDecodeError):
+        step = TrainerState.load_from_json(str(checkpoint / STATE_NAME)).global_step
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
+    return step if isinstance(step, int) else None

@@ -57,8 +57,18 @@ LOAD_ADAPTER = UpstreamMethod(
         "load_config",
     ),
 )
+LOAD_PEFT_ADAPTER = UpstreamMethod(PeftModel, "load_adapter", ("model_id", "adapter_name"))
 AUDIO_PIPELINE = UpstreamMethod(AudioClassificationPipeline, "__init__", ())
-WRAPPED_METHODS = (SAVE_ADAPTER, SAVE_MODEL, WRITE_MODEL_CARD, PUSH_TO_HUB, UPLOAD_FILES, LOAD_ADAPTER, AUDIO_PIPELINE)
+WRAPPED_METHODS = (
+    SAVE_ADAPTER,
+    SAVE_MODEL,
+    WRITE_MODEL_CARD,
+    PUSH_TO_HUB,
+    UPLOAD_FILES,
+    LOAD_ADAPTER,
+    LOAD_PEFT_ADAPTER,
+    AUDIO_PIPELINE,
+)
 
 
 def replace_method(method: UpstreamMethod, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import shutil
 import socket
-import threading
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import psutil
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+OWNER = "owner.json"  # inside the temporary folder: the process that made it
+LOCK_NAME = ".saving.lock"
+MOMENT = 60.0  # seconds that a process has to say that a temporary folder is its own
 # Start of the name of a temporary folder, inside the one that is written to.
 WORKSHOP = ".saving-"
 # In a new folder this file is written last: a folder without it holds no adapter, and nobody loads half of one.
@@ -43,28 +55,79 @@ def written_together(folder: Path, replaced_by: Mapping[str, str] = MappingProxy
         raise ValueError(f"Saving needs a folder, but {str(folder)!r} is a file. Choose another name.")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for workshop in folder.glob(f"{WORKSHOP}*"):
-        if _is_abandoned(workshop):
-            _clear(workshop)
-    workshop = folder / f"{WORKSHOP}{_owner()}-{threading.get_ident()}"
     try:
-        (workshop / "new").mkdir(parents=True)
-        yield workshop / "new"
-        _publish(workshop, replaced_by)
+        abandoned = [path for path in folder.glob(f"{WORKSHOP}*") if _is_abandoned(path)]
+        if abandoned:
+            with alone_in(folder):
+                for path in abandoned:
+                    _clear(path)
+        workshop = Path(tempfile.mkdtemp(prefix=WORKSHOP, dir=folder))
+        try:
+            (workshop / "new").mkdir()
+            workshop.chmod((workshop / "new").stat().st_mode)  # readers go through it for a moment
+            (workshop / OWNER).write_text(json.dumps(_this_process()), encoding="utf-8")
+            yield workshop / "new"
+            with alone_in(folder):
+                _publish(workshop, replaced_by)
+                _clear(workshop)
+        finally:
+            _clear(workshop)
     finally:
-        _clear(workshop)
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
 
 
-def _owner() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process or thread is here for the same folder, where the file system has locks."""
+    file = folder / LOCK_NAME
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            is_current = file.exists() and os.path.samestat(os.fstat(handle), file.stat())
+        except OSError:
+            is_current = True  # no locks here
+        if is_current:
+            break
+        os.close(handle)  # who had the lock has removed the file meanwhile
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _this_process() -> dict[str, Any]:
+    """Return what tells this process from others, of this machine and of those that share its files."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino  # containers may have one host name and the same numbers
+    except OSError:
+        namespace = 0
+    process = psutil.Process()
+    return {"host": socket.gethostname(), "namespace": namespace, "pid": process.pid, "start": process.create_time()}
 
 
 def _is_abandoned(workshop: Path) -> bool:
     """Whether the process that made the folder, on this machine, has ended."""
-    host, _, process = workshop.name.removeprefix(WORKSHOP).rpartition("-")[0].rpartition("-")
-    return host == socket.gethostname() and process.isdigit() and not psutil.pid_exists(int(process))
+    try:
+        owner = json.loads((workshop / OWNER).read_text(encoding="utf-8"))
+        this = _this_process()
+        if (owner["host"], owner["namespace"]) != (this["host"], this["namespace"]):
+            return False
+        return psutil.Process(owner["pid"]).create_time() != owner["start"]
+    except psutil.NoSuchProcess:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):  # killed before it wrote this, or of an earlier version
+        return _age_of(workshop) > MOMENT
+
+
+def _age_of(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _publish(workshop: Path, replaced_by: Mapping[str, str]) -> None:
@@ -117,15 +180,19 @@ def _switch(workshop: Path, paths: list[Path]) -> None:
         os.symlink("new", following)
     except OSError:  # this file system has no links: the files are replaced one after the other
         return
-    for number, path in enumerate(paths):
-        link = workshop / f"link{number}"
+    links = [workshop / f"link{number}" for number in range(len(paths))]
+    for path, link in zip(paths, links):  # all before the first is used: there may be no room for one
         os.symlink(os.path.relpath(current / path, (folder / path).parent), link)
+    for path, link in zip(paths, links):
         os.replace(link, folder / path)
     os.replace(following, current)
 
 
 def _clear(workshop: Path) -> None:
     """Remove the temporary folder; links into it, left by a process that was interrupted, become files."""
+    if workshop.is_symlink() or workshop.is_file():
+        workshop.unlink()  # something else by this name
+        return
     if not workshop.exists():
         return
     for link in _links(workshop.parent):
@@ -133,8 +200,7 @@ def _clear(workshop: Path) -> None:
         if workshop not in target.parents:
             continue
         if target.exists():
-            copy = shutil.copy2(target, workshop / "copy")
-            os.replace(copy, link)
+            os.replace(target.resolve(), link)  # without a copy, for which there may be no room
         else:
             link.unlink()
     shutil.rmtree(workshop)

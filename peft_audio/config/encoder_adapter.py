@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Optional, Union
 from peft.config import PeftConfig
 from peft.utils import PeftType, TaskType
 
-from .upstream.registration import NO_TARGET_MODULES
-from .utils.atomic_files import written_together
-from .utils.validation import is_integer, require, require_boolean
+from ..upstream.registration import NO_TARGET_MODULES
+from ..utils.atomic_files import written_together
+from ..utils.validation import is_integer, require, require_boolean
+from .base_settings import normal_settings
 
 
 @dataclass
@@ -67,6 +68,11 @@ class EncoderAdapterConfig(PeftConfig):
             if isinstance(getattr(self, name), tuple):
                 setattr(self, name, list(getattr(self, name)))  # what JSON gives back
         self._check_layers_to_transform()
+        for name in ("base_model_name_or_path", "revision"):
+            value = getattr(self, name)
+            require(value is None or isinstance(value, (str, os.PathLike)), name, "None or a name", value)
+        mapping = self.auto_mapping
+        require(mapping is None or isinstance(mapping, dict), "auto_mapping", "None or a dictionary", mapping)
         if self.task_type not in (None, TaskType.FEATURE_EXTRACTION):
             # PEFT's model classes for tasks look for the heads of text models.
             require(False, "task_type", "None (the base model's own head is trained and saved)", str(self.task_type))
@@ -75,14 +81,7 @@ class EncoderAdapterConfig(PeftConfig):
         require(names is None or is_list_of_names, "modules_to_save", "None or a list of module names", names)
         require_boolean("init_weights", self.init_weights)
         require_boolean("inference_mode", self.inference_mode)
-        self._check_base_settings()
-
-    def _check_base_settings(self) -> None:
-        settings = self.base_settings
-        require(settings is None or isinstance(settings, dict), "base_settings", "None or a dictionary", settings)
-        labels = (settings or {}).get("id2label") or {}
-        has_indices = isinstance(labels, dict) and all(str(index).isdigit() for index in labels)
-        require(has_indices, "base_settings", "without labels, or with labels by index", settings)
+        self.base_settings = normal_settings(self.base_settings)
 
     def save_pretrained(self, save_directory: Union[str, os.PathLike], **kwargs: Any) -> None:
         """Save the configuration as `PeftConfig.save_pretrained` does; an earlier file is only replaced by a complete one.
@@ -138,3 +137,13 @@ class EncoderAdapterConfig(PeftConfig):
         selected = {index % num_layers for index in layers}
         require(len(selected) == len(layers), "layers_to_transform", "without indices that name one layer", layers)
         return tuple(sorted(selected))
+
+
+def method_fields(config: EncoderAdapterConfig) -> list[str]:
+    """Return the names of the fields that say what an adapter computes, and which modules it brings."""
+    shared = [
+        name
+        for name in EncoderAdapterConfig.__dataclass_fields__
+        if name not in ("layers_to_transform", "modules_to_save")
+    ]
+    return [name for name in config.__dataclass_fields__ if name not in shared]

@@ -1,0 +1,68 @@
+"""What is refused before an adapter is put on a model: names that PEFT mixes up, and other adapters in its way."""
+
+from __future__ import annotations
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..upstream.peft_modules import adapter_names, adapters_of, trained_modules
+from .tuner_layer import HookedTunerLayer
+
+
+def check_alone(model: nn.Module, adapter_name: str, prefix: str) -> None:
+    """Raise ValueError if the model has adapters that another one with this name and prefix cannot join.
+
+    Adapters of PEFT's own types may be there; their layers lie within those of this package.
+    """
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            f"The model must be a base model, got a {type(model).__name__}, which has adapters already. Add another one "
+            "with model.add_adapter(name, config), or take them off with model = model.unload()."
+        )
+    for layer in model.modules():
+        if isinstance(layer, HookedTunerLayer) and layer.prefix != prefix:
+            raise ValueError(
+                f"This {type(model).__name__} has adapters of another method ({layer.prefix.rstrip('_')}), whose layers the "
+                "new adapter cannot use. Take them off first with peft_model.unload(), or load the base model again."
+            )
+        if isinstance(layer, HookedTunerLayer) or not isinstance(layer, BaseTunerLayer):
+            continue
+        if adapter_name in adapter_names(layer):
+            raise ValueError(
+                f"`adapter_name` must differ from the names of adapters on the model, got {adapter_name!r}, which a "
+                f"{type(layer).__name__} has. Choose another name, e.g. get_peft_model(model, config, adapter_name='new')."
+            )
+
+
+def check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts: tuple[str, ...]) -> None:
+    """Raise ValueError if PEFT could not tell the adapter's tensors from others by this name."""
+    # torch takes as keys of a ModuleDict neither names with dots nor those of the dictionary's own attributes.
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+        raise ValueError(
+            f"`adapter_name` must be a name that torch.nn.ModuleDict takes as a key, not empty and without dots, got "
+            f"{adapter_name!r}. Choose another name."
+        )
+    segments = {segment for name, _ in model.named_parameters() for segment in name.split(".")}
+    adapters = {name for _, module in trained_modules(model) for name in adapters_of(module)}
+    for layer in model.modules():
+        if isinstance(layer, HookedTunerLayer):
+            adapters |= adapter_names(layer)
+    reserved = (segments - adapters) | set(parts) | {prefix + part for part in parts}
+    if adapter_name in reserved:
+        raise ValueError(
+            f"`adapter_name` must differ from the names of the model's modules and tensors, got {adapter_name!r}: PEFT "
+            "could not tell the adapter's tensors from the model's. Choose another name."
+        )
+
+
+def check_apart(names: list[str], model: nn.Module, targets: set[str]) -> None:
+    """Raise ValueError if modules to be trained whole lie within one another, or around or within adapted ones."""
+    paths = [path for path, _ in model.named_modules() if any(path == n or path.endswith("." + n) for n in names)]
+    for path in paths:
+        for other in targets | set(paths) - {path}:
+            if path == other or path.startswith(other + ".") or other.startswith(path + "."):
+                raise ValueError(
+                    f"`modules_to_save` must name modules apart from each other and from what the adapter is put on, got "
+                    f"{names!r}: {path!r} and {other!r} are not. Name the head's modules, or leave the field out."
+                )
