@@ -24,7 +24,8 @@ from transformers.utils import logging
 
 from .ast.resize import resize_ast
 from .backbones.table import resolve
-from .checkpoints.base_settings import check_settings, dtype_of, set_labels
+from .checkpoints.base_settings import LABELS, check_settings, dtype_of, rename_labels, set_labels
+from .checkpoints.loading import renamed
 from .checkpoints.restoring import restore_settings
 from .checkpoints.tensors import check_all_used, read_config, read_weights
 from .config import EncoderAdapterConfig
@@ -36,6 +37,9 @@ from .upstream.transformers_models import initializer_std
 from .whisper.resize import resize_whisper
 
 
+LABEL_NAMES = ("id2label", "label2id")
+LABEL_FIELDS = {"num_labels", *LABEL_NAMES}
+OF_LOADING = {"dtype", "torch_dtype", "quantization_config", "attn_implementation"}  # fields that loading itself takes
 OF_PEFT = ("autocast_adapter_dtype", "torch_device", "ephemeral_gpu_offload", "key_mapping")  # not of transformers
 LAYER_WEIGHTS = "use_weighted_layer_sum"  # field of a model's configuration
 
@@ -87,7 +91,8 @@ class AutoPeftModelForAudioClassification:
             revision: branch, tag or commit of the adapter's repository.
             subfolder: folder of the adapter inside its repository.
             low_cpu_mem_usage: allocate the adapter's tensors only when they are read.
-            **kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `token`, ...).
+            **kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `token`, ...),
+                fields of its configuration, and for `PeftModel.from_pretrained` (`autocast_adapter_dtype`, ...).
 
         Raises:
             ValueError: if there is no adapter, its files cannot be read, or they do not fit the base model.
@@ -97,12 +102,14 @@ class AutoPeftModelForAudioClassification:
         config = config or read_config(source, location)
         weights = read_weights(source, location)
         of_peft = {name: kwargs.pop(name) for name in OF_PEFT if name in kwargs}
+        names = {name: kwargs[name] for name in LABEL_NAMES if kwargs.get(name)}
         base_model = _load_base_model(config, weights, source, kwargs)
-        # Sizes in a configuration are compared with the file before memory is given to them.
-        is_ours = isinstance(config, EncoderAdapterConfig)
-        options = {"low_cpu_mem_usage": low_cpu_mem_usage or is_ours, **of_peft, **location}
+        if isinstance(config, EncoderAdapterConfig):
+            renamed(base_model, config, adapter_name, weights)  # checks all sizes before memory is given to them
+        options = {"low_cpu_mem_usage": low_cpu_mem_usage, **of_peft, **location}
         model = PeftModel.from_pretrained(base_model, source, adapter_name, is_trainable, config, **options)
         check_all_used(model, adapter_name, weights, source)
+        rename_labels(model.get_base_model().config, names)
         return model
 
 
@@ -143,16 +150,23 @@ def _load_base_model(config: PeftConfig, weights: Tensors, source: str, kwargs: 
         )
     settings = (config.base_settings or {}) if isinstance(config, EncoderAdapterConfig) else {}
     saved_head = tuple(getattr(config, "modules_to_save", None) or ())
+    if kwargs.pop("output_loading_info", False):
+        raise ValueError(
+            "`output_loading_info` must be left out: one model is returned, with its adapter. Load the base model yourself "
+            "and use PeftModel.from_pretrained(base_model, folder)."
+        )
+    may_differ = kwargs.pop("ignore_mismatched_sizes", False)
     with _quiet():
+        model_config, kwargs = _model_config(name, config.revision, saved_head, settings, kwargs)
         model, info = AutoModelForAudioClassification.from_pretrained(
             name,
-            config=_model_config(name, config.revision, saved_head, settings, kwargs),
+            config=model_config,
             revision=config.revision,
-            ignore_mismatched_sizes=bool(saved_head),
+            ignore_mismatched_sizes=bool(saved_head) or may_differ,
             output_loading_info=True,
             **(kwargs if _names_dtype(kwargs) else {**dtype_of(settings), **kwargs}),
         )
-    _check_loading(info, saved_head, name)
+    _check_loading(info, saved_head, name, may_differ)
     restore_settings(model, settings)
     if settings:
         check_settings(settings, model, resolve(model))
@@ -167,14 +181,31 @@ def _model_config(
     saved_head: tuple[str, ...],
     settings: dict[str, Any],
     kwargs: dict[str, Any],
-) -> PreTrainedConfig:
-    """Return the base model's configuration with what the adapter brings: the labels of its head, the layer weights."""
-    model_config = AutoConfig.from_pretrained(name, revision=revision, **_hub_arguments(kwargs))
-    if saved_head:
+) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """Return the base model's configuration with what the adapter brings, and the arguments that are none of its fields."""
+    hub_arguments = _hub_arguments(kwargs)
+    model_config = AutoConfig.from_pretrained(name, revision=revision, **hub_arguments)
+    fields = {key: value for key, value in kwargs.items() if hasattr(model_config, key) and key not in OF_LOADING}
+    for key, value in fields.items():
+        setattr(model_config, key, value)
+    if saved_head and settings.get(LABELS):
+        _check_labels(fields, settings)
         set_labels(model_config, settings)
     if LAYER_WEIGHTS in settings:
         setattr(model_config, LAYER_WEIGHTS, settings[LAYER_WEIGHTS])
-    return model_config
+    return model_config, {key: value for key, value in kwargs.items() if key not in fields}
+
+
+def _check_labels(fields: dict[str, Any], settings: dict[str, Any]) -> None:
+    num_labels = len(settings[LABELS])
+    for name in LABEL_FIELDS & set(fields):
+        value = fields[name]
+        given = value if name == "num_labels" else len(value)
+        if given != num_labels:
+            raise ValueError(
+                f"`{name}` must be for {num_labels} labels, which the adapter's head has, got {value!r}. For a task with "
+                "other labels load the base model with load_classifier and train a new adapter."
+            )
 
 
 def _names_dtype(kwargs: dict[str, Any]) -> bool:
@@ -193,9 +224,11 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _check_loading(info: dict[str, Any], saved_head: tuple[str, ...], name: str) -> None:
+def _check_loading(info: dict[str, Any], saved_head: tuple[str, ...], name: str, may_differ: bool) -> None:
     replaced = tuple(f"{module}." for module in saved_head) + ("layer_weights",) * (MODULE_NAME in saved_head)
     missing, mismatched = ([key for key in keys if not key.startswith(replaced)] for keys in keys_left_random(info))
+    if may_differ:
+        missing, mismatched = [*missing, *mismatched], []
     if mismatched:
         raise ValueError(
             f"The base model {name!r} does not fit its own configuration: {', '.join(mismatched)} have other shapes. "

@@ -115,7 +115,8 @@ class StandIns:
                 tensor = torch.zeros(template.shape(batch_size), dtype=template.dtype, device=device)
             else:
                 constants = self.plan.constants
-                constants[template.constant] = constants[template.constant].to(device)
+                with torch.inference_mode(False):  # they are kept, and training may come next
+                    constants[template.constant] = constants[template.constant].to(device)
                 tensor = constants[template.constant].repeat(template.repeats(batch_size))
             self._made[template] = tensor
         return self._made[template]

@@ -84,7 +84,7 @@ class AdapterLabels:
         if not labels:
             return None
         try:
-            labels = normal_labels(labels, f"{type(self.model_config).__name__}.{LABELS}")
+            labels = normal_labels(labels, type(self.model_config).__name__)
         except ValueError as error:  # weights are saved all the same
             warnings.warn(f"{error} They are left out of what the adapter remembers.", stacklevel=2)
             return None

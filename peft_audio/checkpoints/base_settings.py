@@ -13,7 +13,7 @@ from torch import nn
 
 from ..ast.resize import RESIZES
 from ..backbones.spec import Backbone, EncoderSpec
-from ..config import normal_settings
+from ..config import normal_labels, normal_settings
 from ..heads.mean_token_pooling import TOKEN_POOLING, has_mean_token_pooling, is_ast
 from ..heads.statistics_pooling import has_statistics_pooling
 from ..whisper.padding import PADDING_MASK, has_padding_mask, is_whisper_classifier
@@ -82,9 +82,15 @@ def set_labels(config: Any, settings: dict[str, Any]) -> None:
         config.problem_type = settings.get(PROBLEM_TYPE)
 
 
-def has_generic_labels(config: Any) -> bool:
-    """Whether the labels are transformers' defaults, `LABEL_0`, `LABEL_1`, ..."""
-    return all(label == f"LABEL_{index}" for index, label in (getattr(config, LABELS, None) or {}).items())
+def rename_labels(config: Any, names: dict[str, Any]) -> None:
+    """Give a model's configuration the `id2label`, the `label2id` or both of `names`; each gives the other."""
+    if LABELS in names:
+        labels = labels_of({LABELS: normal_labels(names[LABELS], "from_pretrained")})
+    elif names:
+        labels = {index: label for label, index in names["label2id"].items()}
+    else:
+        return
+    config.id2label, config.label2id = labels, {label: index for index, label in labels.items()}
 
 
 def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbone) -> None:

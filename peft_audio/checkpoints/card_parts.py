@@ -23,6 +23,11 @@ def plain(text: Any) -> str:
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
+def code_span(text: Any) -> str:
+    """Return text of strangers as code within a line of Markdown."""
+    return "`" + " ".join(str(text).replace("`", "'").split()) + "`"
+
+
 def code_block(language: str, code: str) -> str:
     """Return a block of code in Markdown, whatever the code contains."""
     fence = "```"

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
+import torch
 from peft import PeftConfig, PeftModel, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -48,7 +49,7 @@ def _renaming_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
             restore_labels(self, config)
         arguments["peft_config"] = config
         if adapter_name not in getattr(self, "peft_config", {}):  # else transformers refuses the name
-            arguments["adapter_state_dict"] = _renamed(self, config, adapter_name, tensors)
+            arguments["adapter_state_dict"] = renamed(self, config, adapter_name, tensors)
         info = original(*bound.args, **bound.kwargs)
         if not arguments.get("is_trainable"):
             # transformers freezes an adapter that is loaded for inference, but not the head that comes with it.
@@ -107,7 +108,7 @@ def _tensors(arguments: Mapping[str, Any]) -> Tensors:
     return read_weights(os.fspath(arguments["peft_model_id"]), adapter_location(arguments))
 
 
-def _renamed(model: PreTrainedModel, config: EncoderAdapterConfig, adapter_name: str, tensors: Tensors) -> Tensors:
+def renamed(model: Any, config: EncoderAdapterConfig, adapter_name: str, tensors: Tensors) -> Tensors:
     """Return a checkpoint's tensors by their names in the model, which stays unchanged.
 
     The names of the layers' tensors come without the adapter's name, which transformers adds. For the head's tensors
@@ -117,7 +118,8 @@ def _renamed(model: PreTrainedModel, config: EncoderAdapterConfig, adapter_name:
         ValueError: if the configuration does not fit the model, or the tensors are not exactly the adapter's.
     """
     copied = _copy_without_values(model)
-    inject_adapter_in_model(copy.deepcopy(config), copied, adapter_name, low_cpu_mem_usage=True)
+    with torch.device("meta"):  # sizes are compared before memory is given to them
+        inject_adapter_in_model(copy.deepcopy(config), copied, adapter_name, low_cpu_mem_usage=True)
     named = named_as_in_model(copied, config, adapter_name, tensors)
     tuner = tuner_class(config)
     parts = "|".join(tuner.prefix + part for part in tuner.tuner_layer_cls.parts)

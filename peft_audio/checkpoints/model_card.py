@@ -24,6 +24,7 @@ from .card_parts import (
     PREPROCESSOR_NAME,
     classify_a_file,
     code_block,
+    code_span,
     hub_id,
     input_text,
     is_multi_label,
@@ -270,7 +271,9 @@ def _score(score: Score) -> str:
 
 def _adapter_text(facts: CardFacts) -> str:
     config = facts.config
-    base = facts.hub_base_model or f"{plain(Path(config.base_model_name_or_path or 'unnamed').name)}, a local model"
+    base = (
+        facts.hub_base_model or f"{code_span(Path(config.base_model_name_or_path or 'unnamed').name)}, a local model"
+    )
     settings = "".join(f"- `{name}`: {plain(value)}\n" for name, value in method_settings(config).items())
     citations = "\n\n".join(config.citations)
     return f"""# {plain(Path(facts.location).name)}

@@ -33,30 +33,31 @@ def normal_settings(settings: Any, holder: str = "base_settings") -> Optional[di
         return None
     for name, (rule, holds) in RULES.items():
         value = settings.get(name)
-        require(value is None or holds(value), f"{holder}.{name}", rule, value)
+        require(value is None or holds(value), holder, f"such that {name} is {rule}", value)
     labels = settings.get("id2label")
     if labels is None:
         return dict(settings)
-    return {**settings, "id2label": normal_labels(labels, f"{holder}.id2label")}
+    return {**settings, "id2label": normal_labels(labels, holder)}
 
 
-def normal_labels(id2label: Any, field: str) -> dict[str, str]:
+def normal_labels(id2label: Any, holder: str) -> dict[str, str]:
     """Return labels by index, in order, as JSON keeps them; labels that are numbers become text.
 
     Args:
         id2label: a mapping from indices, integers or their digits, or a sequence.
-        field: what errors call it.
+        holder: what errors call that which has the labels.
 
     Raises:
         ValueError: if the indices are not 0, 1, 2, ..., each once, or a label is neither text nor a number.
     """
-    rule = "label names by index, the indices 0, 1, 2, ... each once"
-    require(isinstance(id2label, (Mapping, list, tuple)), field, rule, id2label)
+    rule = "such that id2label is label names by index, the indices 0, 1, 2, ... each once"
+    require(isinstance(id2label, (Mapping, list, tuple)), holder, rule, id2label)
     items = list(id2label.items()) if isinstance(id2label, Mapping) else list(enumerate(id2label))
     indices = [_index(key) for key, _ in items]
-    require(sorted(indices) == list(range(len(items))), field, rule, id2label)
+    require(sorted(indices) == list(range(len(items))), holder, rule, id2label)
     labels = {index: _text(label) for index, (_, label) in zip(indices, items)}
-    require(None not in labels.values(), field, "labels that are text or numbers", id2label)
+    rule = "such that id2label is labels that are text or numbers"
+    require(None not in labels.values(), holder, rule, id2label)
     return {str(index): str(labels[index]) for index in sorted(labels)}
 
 

@@ -86,8 +86,9 @@ class TokenBatchNorm(nn.BatchNorm1d):
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.running_mean.dtype != self.weight.dtype:
             # PEFT keeps the parameters of adapters on a half-precision model in float32, but not their buffers.
-            self.running_mean = self.running_mean.to(self.weight.dtype)
-            self.running_var = self.running_var.to(self.weight.dtype)
+            with torch.inference_mode(False):  # they are kept, and training may come next
+                self.running_mean = self.running_mean.to(self.weight.dtype)
+                self.running_var = self.running_var.to(self.weight.dtype)
         if self.training and is_recomputation():
             # The same operation, on copies: checkpointing counts what it saves for the backward pass.
             statistics = self.running_mean.clone(), self.running_var.clone()

@@ -124,7 +124,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         finally:
             self._injection = None
         backbone = resolve(model)
-        self._couple_heads(model, adapter_name, backbone, autocast_adapter_dtype)
+        self._couple_heads(model, adapter_name, backbone)
         self._freeze_feature_encoder(backbone)
         install_training_setup(model, backbone)
         keep_frozen_statistics(model)
@@ -133,11 +133,14 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         install_model_calls(model, backbone)
         install_read_tokens(model, backbone)
 
-    def _couple_heads(self, model: nn.Module, adapter_name: str, backbone: Backbone, in_float32: bool) -> None:
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:  # PEFT leaves the modules that are trained whole behind
+            train_in_float32((head for _, head in trained_modules(self.model)), adapter_name)
+
+    def _couple_heads(self, model: nn.Module, adapter_name: str, backbone: Backbone) -> None:
         heads = tuple(head for _, head in trained_modules(model))
         install_trained_modules(model, backbone.head)
-        if in_float32:
-            train_in_float32(heads, adapter_name)
         labels = AdapterLabels.of(model)
         labels.configs[adapter_name] = self.peft_config[adapter_name]
         for module in model.modules():

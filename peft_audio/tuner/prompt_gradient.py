@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..upstream.autograd import saved_log_sum_exp
+from ..upstream.autograd import is_transformed, saved_log_sum_exp
 from ..upstream.transformers_models import attention_implementation
 
 
@@ -50,7 +50,9 @@ def attend_to_frozen_tokens(
     query, keys, values = states
     # Fake tensors, of which shapes are taken, have a type of their own.
     has_values = type(query) is torch.Tensor and not query.is_meta
-    if torch.compiler.is_compiling() or attention_implementation(module.config) != "sdpa" or not has_values:
+    if torch.compiler.is_compiling() or is_transformed() or torch.jit.is_tracing():
+        return None
+    if attention_implementation(module.config) != "sdpa" or not has_values:
         return None
     # Checkpointing around this would not let the kernel's tensors be read here. Saved as it is, without `detach`, the
     # output would keep its own graph alive.

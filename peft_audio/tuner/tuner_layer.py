@@ -40,7 +40,7 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         self.prefix = prefix
         self.adapter_layer_names = tuple(prefix + part for part in self.parts)
         for name in self.adapter_layer_names:
-            self.add_module(name, nn.ModuleDict())
+            self.add_module(name, nn.ModuleDict().train(self.training))
         self._active_adapter = []
         self.merged_adapters = []
         self._hooks: tuple[RemovableHandle, ...] = ()

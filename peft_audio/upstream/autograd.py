@@ -24,6 +24,11 @@ def may_run_again() -> bool:
     return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
+def is_transformed() -> bool:
+    """Whether torch.func (grad, vmap, ...) or forward-mode differentiation is running, which take no hooks on tensors."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def saved_log_sum_exp(node: Any) -> tuple[str, Optional[torch.Tensor]]:
     """Return the name of the fused attention kernel behind an output's `grad_fn`, and what it saved.
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import psutil
 
@@ -24,9 +21,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-OWNER = "owner.json"  # inside the temporary folder: the process that made it
 LOCK_NAME = ".saving.lock"
-MOMENT = 60.0  # seconds that a process has to say that a temporary folder is its own
 # Start of the name of a temporary folder, inside the one that is written to.
 WORKSHOP = ".saving-"
 # In a new folder this file is written last: a folder without it holds no adapter, and nobody loads half of one.
@@ -61,11 +56,10 @@ def written_together(folder: Path, replaced_by: Mapping[str, str] = MappingProxy
             with alone_in(folder):
                 for path in abandoned:
                     _clear(path)
-        workshop = Path(tempfile.mkdtemp(prefix=WORKSHOP, dir=folder))
+        workshop = Path(tempfile.mkdtemp(prefix=f"{WORKSHOP}{_owner(psutil.Process())}-", dir=folder))
         try:
             (workshop / "new").mkdir()
             workshop.chmod((workshop / "new").stat().st_mode)  # readers go through it for a moment
-            (workshop / OWNER).write_text(json.dumps(_this_process()), encoding="utf-8")
             yield workshop / "new"
             with alone_in(folder):
                 _publish(workshop, replaced_by)
@@ -99,35 +93,30 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _this_process() -> dict[str, Any]:
-    """Return what tells this process from others, of this machine and of those that share its files."""
+def _owner(process: psutil.Process) -> str:
+    """Return what tells a process of this machine from others, here and where its files are shared."""
+    return f"{_place()}-{process.pid}-{process.create_time():.0f}"
+
+
+def _place() -> str:
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino  # containers may have one host name and the same numbers
     except OSError:
         namespace = 0
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "namespace": namespace, "pid": process.pid, "start": process.create_time()}
+    return f"{socket.gethostname()}-{namespace}"
 
 
 def _is_abandoned(workshop: Path) -> bool:
     """Whether the process that made the folder, on this machine, has ended."""
+    owner = workshop.name.removeprefix(WORKSHOP).rpartition("-")[0]
+    place, _, numbers = owner.partition(f"{_place()}-")
+    number = numbers.partition("-")[0]
+    if place or not number.isdigit():
+        return False  # of another machine, or not of this package
     try:
-        owner = json.loads((workshop / OWNER).read_text(encoding="utf-8"))
-        this = _this_process()
-        if (owner["host"], owner["namespace"]) != (this["host"], this["namespace"]):
-            return False
-        return psutil.Process(owner["pid"]).create_time() != owner["start"]
+        return _owner(psutil.Process(int(number))) != owner
     except psutil.NoSuchProcess:
         return True
-    except (OSError, ValueError, KeyError, TypeError):  # killed before it wrote this, or of an earlier version
-        return _age_of(workshop) > MOMENT
-
-
-def _age_of(path: Path) -> float:
-    try:
-        return time.time() - path.lstat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _publish(workshop: Path, replaced_by: Mapping[str, str]) -> None:

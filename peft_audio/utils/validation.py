@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 
+LARGEST_INTEGER = 10**8
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -27,8 +28,9 @@ def is_number(value: Any) -> bool:
 
 
 def require_positive_integer(field: str, value: Any) -> None:
-    """Raise ValueError unless the value is an integer above 0."""
+    """Raise ValueError unless the value is an integer above 0, and not far above what any model has."""
     require(is_integer(value) and value > 0, field, "a positive integer", value)
+    require(value <= LARGEST_INTEGER, field, f"a positive integer of at most {LARGEST_INTEGER}", value)
 
 
 def require_probability(field: str, value: Any) -> None:

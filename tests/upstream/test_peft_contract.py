@@ -162,10 +162,13 @@ OVERRIDES = {
     "_check_merge_allowed": "the refusal to merge",
     "_replace_module": "taking adapters off: hooks stay on the base model",
     "_get_adapter_state_dict": "the base-model settings that are saved",
+    "_cast_adapter_dtype": "heads that train in float32",
+    "set_adapter": "the labels of the active adapter",
     "_remove_adapter_name_from_key": "the names of tensors in checkpoints",
     "_remap_adapter_state_dict_for_load": "the check of checkpoints before they are loaded",
 }
 LAYER_OVERRIDES = {
+    "set_adapter": "the labels of the active adapter",
     "enable_adapters": "heads that are enabled with their adapters",
     "_get_base_layer_device_and_dtype": "the device and dtype of adapters",
     "merge": "the refusal to merge",

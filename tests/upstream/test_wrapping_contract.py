@@ -17,6 +17,7 @@ FEATURES = {
     "PUSH_TO_HUB": "the model card of a pushed adapter no longer has its id on the Hub",
     "UPLOAD_FILES": "a pushed adapter gets transformers' model card for whole models",
     "AUDIO_PIPELINE": "pipelines of resized models make inputs of the length before",
+    "LOAD_PEFT_ADAPTER": "weights of other settings are loaded over an adapter",
     "LOAD_ADAPTER": "`model.load_adapter` and Auto classes no longer load adapters of this package",
 }
 each_method = pytest.mark.parametrize("constant", FEATURES)
