@@ -80,8 +80,7 @@ class AutoPeftModelForAudioClassification:
     ) -> PeftModel:
         """Load the base model that the adapter names, set it up as in training, and load the adapter.
 
-        Labels, number of labels, input length and strides of an AST, kind of head, and the base model's dtype are those of the
-        training.
+        Labels, input length and strides, kind of head, and the base model's dtype are those of the training.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of the adapter.
@@ -91,26 +90,30 @@ class AutoPeftModelForAudioClassification:
             revision: branch, tag or commit of the adapter's repository.
             subfolder: folder of the adapter inside its repository.
             low_cpu_mem_usage: allocate the adapter's tensors only when they are read.
-            **kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `token`, ...),
-                fields of its configuration, and for `PeftModel.from_pretrained` (`autocast_adapter_dtype`, ...).
+            **kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `token`, ...), fields of its
+                configuration, and for `PeftModel.from_pretrained` (`autocast_adapter_dtype`, ...).
 
         Raises:
             ValueError: if there is no adapter, its files cannot be read, or they do not fit the base model.
         """
         source = os.fspath(pretrained_model_name_or_path)
         source, location = _local_copy(source, revision, subfolder, _hub_arguments(kwargs))
-        config = config or read_config(source, location)
-        weights = read_weights(source, location)
-        of_peft = {name: kwargs.pop(name) for name in OF_PEFT if name in kwargs}
-        names = {name: kwargs[name] for name in LABEL_NAMES if kwargs.get(name)}
-        base_model = _load_base_model(config, weights, source, kwargs)
-        if isinstance(config, EncoderAdapterConfig):
-            renamed(base_model, config, adapter_name, weights)  # checks all sizes before memory is given to them
-        options = {"low_cpu_mem_usage": low_cpu_mem_usage, **of_peft, **location}
-        model = PeftModel.from_pretrained(base_model, source, adapter_name, is_trainable, config, **options)
-        check_all_used(model, adapter_name, weights, source)
-        rename_labels(model.get_base_model().config, names)
-        return model
+        options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "low_cpu_mem_usage": low_cpu_mem_usage}
+        return _load(source, location, config or read_config(source, location), options, kwargs)
+
+
+def _load(
+    source: str, location: dict[str, Any], config: PeftConfig, options: dict[str, Any], kwargs: dict[str, Any]
+) -> PeftModel:
+    weights = read_weights(source, location)
+    options |= {name: kwargs.pop(name) for name in OF_PEFT if name in kwargs}
+    label_names = {name: kwargs[name] for name in LABEL_NAMES if kwargs.get(name)}
+    base_model = _load_base_model(config, weights, source, kwargs)
+    _check_sizes(base_model, config, options["adapter_name"], weights)
+    model = PeftModel.from_pretrained(base_model, source, config=config, **options, **location)
+    check_all_used(model, options["adapter_name"], weights, source)
+    rename_labels(model.get_base_model().config, label_names)
+    return model
 
 
 def _local_copy(
@@ -240,6 +243,12 @@ def _check_loading(info: dict[str, Any], saved_head: tuple[str, ...], name: str,
             "The adapter gives the results it had in training only if its training did not use them either.",
             stacklevel=4,
         )
+
+
+def _check_sizes(model: Any, config: PeftConfig, adapter_name: str, weights: Tensors) -> None:
+    """Compare the sizes that a configuration asks for with the file, before memory is given to them."""
+    if isinstance(config, EncoderAdapterConfig) and not getattr(model, "is_quantized", False):
+        renamed(model, config, adapter_name, weights)
 
 
 def _check_head(model: nn.Module, saved_head: tuple[str, ...], weights: Tensors, source: str) -> None:

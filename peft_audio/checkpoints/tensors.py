@@ -98,7 +98,8 @@ def check_all_used(model: PeftModel, adapter_name: str, loaded: Tensors, source:
     Raises:
         ValueError: if not: PEFT leaves such tensors out without a word.
     """
-    used = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    # "auto" would ask the Hub for the base model's configuration.
+    used = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     unused = sorted(set(without_prefix(loaded)) - set(without_prefix(used)) - set(without_prefix(model.state_dict())))
     if unused:
         raise ValueError(

@@ -78,6 +78,10 @@ def _is_size(value: Any) -> bool:
     return is_integer(value) and 0 < value <= LARGEST_SIZE
 
 
+def _is_bounded(value: Any) -> bool:
+    return is_integer(value) and value <= LARGEST_SIZE
+
+
 def _is_image_size(value: Any) -> bool:
     return all(map(_is_size, value)) and len(value) == 2 if isinstance(value, list) else _is_size(value)
 
@@ -85,7 +89,8 @@ def _is_image_size(value: Any) -> bool:
 def _are_resizes(value: Any) -> bool:
     is_list = isinstance(value, list) and len(value) <= MOST_RESIZES
     return is_list and all(
-        isinstance(step, dict) and set(step) <= RESIZE_FIELDS and all(map(_is_size, step.values())) for step in value
+        isinstance(step, dict) and set(step) <= RESIZE_FIELDS and all(map(_is_bounded, step.values()))
+        for step in value
     )
 
 
@@ -94,7 +99,6 @@ _SWITCH: Rule = ("True or False", lambda value: isinstance(value, bool))
 _NAME: Rule = ("a name", lambda value: isinstance(value, str))
 RULES: dict[str, Rule] = {
     "model_type": _NAME,
-    "dtype": _NAME,
     "problem_type": ("one of " + ", ".join(map(repr, PROBLEM_TYPES)), lambda value: value in PROBLEM_TYPES),
     "statistics_pooling": _SWITCH,
     "mean_token_pooling": _SWITCH,
@@ -107,8 +111,7 @@ RULES: dict[str, Rule] = {
     "max_source_positions": _SIZE,
     "image_size": (f"one or two integers from 1 to {LARGEST_SIZE}", _is_image_size),
     "ast_resizes": (
-        f"a list of at most {MOST_RESIZES} steps with {', '.join(sorted(RESIZE_FIELDS))}, integers from 1 to "
-        f"{LARGEST_SIZE}",
+        f"a list of at most {MOST_RESIZES} steps with {', '.join(sorted(RESIZE_FIELDS))}, integers up to {LARGEST_SIZE}",
         _are_resizes,
     ),
 }

@@ -124,7 +124,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         finally:
             self._injection = None
         backbone = resolve(model)
-        self._couple_heads(model, adapter_name, backbone)
+        self._couple_heads(model, adapter_name)
         self._freeze_feature_encoder(backbone)
         install_training_setup(model, backbone)
         keep_frozen_statistics(model)
@@ -138,9 +138,9 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         if autocast_adapter_dtype:  # PEFT leaves the modules that are trained whole behind
             train_in_float32((head for _, head in trained_modules(self.model)), adapter_name)
 
-    def _couple_heads(self, model: nn.Module, adapter_name: str, backbone: Backbone) -> None:
+    def _couple_heads(self, model: nn.Module, adapter_name: str) -> None:
         heads = tuple(head for _, head in trained_modules(model))
-        install_trained_modules(model, backbone.head)
+        install_trained_modules(model)
         labels = AdapterLabels.of(model)
         labels.configs[adapter_name] = self.peft_config[adapter_name]
         for module in model.modules():

@@ -48,11 +48,7 @@ def attend_to_frozen_tokens(
         logarithm of the softmax's denominator.
     """
     query, keys, values = states
-    # Fake tensors, of which shapes are taken, have a type of their own.
-    has_values = type(query) is torch.Tensor and not query.is_meta
-    if torch.compiler.is_compiling() or is_transformed() or torch.jit.is_tracing():
-        return None
-    if attention_implementation(module.config) != "sdpa" or not has_values:
+    if attention_implementation(module.config) != "sdpa" or not _is_plain(query):
         return None
     # Checkpointing around this would not let the kernel's tensors be read here. Saved as it is, without `detach`, the
     # output would keep its own graph alive.
@@ -65,6 +61,13 @@ def attend_to_frozen_tokens(
     if log_sum_exp is None:
         return None
     return _PromptGradient.apply(*prompts, query, output.detach(), log_sum_exp, scale)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values, and nothing but autograd records what is done with it."""
+    # Fake tensors, of which shapes are taken, have a type of their own.
+    has_values = type(tensor) is torch.Tensor and not tensor.is_meta
+    return has_values and not (torch.compiler.is_compiling() or is_transformed() or torch.jit.is_tracing())
 
 
 def _trusted(

@@ -23,16 +23,14 @@ class TrainedModule:
     """A wrapper around what PEFT puts around a module that is trained whole.
 
     In a mixed batch, each adapter's copy gets its own samples. A copy that trains in float32 beside a base model in half
-    precision gets its input in float32.
+    precision gets its input in float32, and its output goes on in the model's precision.
 
     Args:
         forward_pass: the state of the model's forward passes.
-        is_head: nothing but the loss reads the output, which stays in float32.
     """
 
-    def __init__(self, forward_pass: ForwardPass, is_head: bool) -> None:
+    def __init__(self, forward_pass: ForwardPass) -> None:
         self.forward_pass = forward_pass
-        self.is_head = is_head
 
     def run(
         self, forward: Callable[..., Any], module: AuxiliaryTrainingWrapper, args: tuple, kwargs: dict[str, Any]
@@ -60,14 +58,14 @@ class TrainedModule:
         if given is None or wanted is None or given == wanted or given not in HALF or _is_autocast(args):
             return forward(*args, **kwargs)
         output = forward(*_converted(args, given, wanted), **_converted(kwargs, given, wanted))
-        return output if self.is_head else _converted(output, wanted, given)
+        return _converted(output, wanted, given)
 
 
-def install_trained_modules(model: nn.Module, head: Iterable[str]) -> None:
+def install_trained_modules(model: nn.Module) -> None:
     """Put `TrainedModule` around every module that PEFT wraps, unless it is there."""
-    for path, module in trained_modules(model):
+    for _, module in trained_modules(model):
         if not any(isinstance(owner, TrainedModule) for owner in owners_of_wrappers(module)):
-            wrap_forward(module, TrainedModule(ForwardPass.of(model), path in set(head)).run)
+            wrap_forward(module, TrainedModule(ForwardPass.of(model)).run)
 
 
 def train_in_float32(modules: Iterable[AuxiliaryTrainingWrapper], adapter_name: str) -> None:

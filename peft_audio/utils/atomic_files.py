@@ -51,24 +51,34 @@ def written_together(folder: Path, replaced_by: Mapping[str, str] = MappingProxy
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        abandoned = [path for path in folder.glob(f"{WORKSHOP}*") if _is_abandoned(path)]
-        if abandoned:
-            with alone_in(folder):
-                for path in abandoned:
-                    _clear(path)
-        workshop = Path(tempfile.mkdtemp(prefix=f"{WORKSHOP}{_owner(psutil.Process())}-", dir=folder))
-        try:
-            (workshop / "new").mkdir()
-            workshop.chmod((workshop / "new").stat().st_mode)  # readers go through it for a moment
+        _clear_abandoned(folder)
+        with _made_workshop(folder) as workshop:
             yield workshop / "new"
             with alone_in(folder):
                 _publish(workshop, replaced_by)
                 _clear(workshop)
-        finally:
-            _clear(workshop)
     finally:
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
+
+
+@contextmanager
+def _made_workshop(folder: Path) -> Iterator[Path]:
+    workshop = Path(tempfile.mkdtemp(prefix=f"{WORKSHOP}{_owner(psutil.Process())}-", dir=folder))
+    try:
+        (workshop / "new").mkdir()
+        workshop.chmod((workshop / "new").stat().st_mode)  # readers go through it for a moment
+        yield workshop
+    finally:
+        _clear(workshop)
+
+
+def _clear_abandoned(folder: Path) -> None:
+    abandoned = [path for path in folder.glob(f"{WORKSHOP}*") if _is_abandoned(path)]
+    if abandoned:
+        with alone_in(folder):
+            for path in abandoned:
+                _clear(path)
 
 
 @contextmanager

@@ -64,6 +64,16 @@ PARALLEL = {
 }
 
 
+def one_width(fields):
+    """Options of a bottleneck with `bottleneck_dim` or `reduction_factor`."""
+
+    def without_both(options):
+        left_out = "reduction_factor" if options["reduction_factor"] is None else "bottleneck_dim"
+        return {name: value for name, value in options.items() if name != left_out}
+
+    return some.fixed_dictionaries(fields).map(without_both)
+
+
 @some.composite
 def prompts(draw, backbone):
     return EmbeddingPromptConfig(
@@ -77,7 +87,7 @@ def init(backbone):
 
 @some.composite
 def parallel(draw, backbone, config_cls=ParallelMLPAdapterConfig, **more):
-    options = draw(some.fixed_dictionaries({**PARALLEL, **more}))
+    options = draw(one_width({**PARALLEL, **more}))
     if draw(some.booleans()):
         options |= {"spatial_adapter": True, "spatial_bottleneck_dim": draw(some.one_of(some.none(), WIDTH))}
     return config_cls(**options)
@@ -95,12 +105,12 @@ def convolutions(draw, backbone):
     first = draw(kernel)
     kernels = {"attention_kernel": first, "mlp_kernel": draw(kernel if first else kernel.filter(bool))}
     options = {**BOTTLENECK, "use_bias": some.booleans(), "adapter_input": PARALLEL["adapter_input"]}
-    return TimeFreqConvAdapterConfig(**kernels, **draw(some.fixed_dictionaries(options)))
+    return TimeFreqConvAdapterConfig(**kernels, **draw(one_width(options)))
 
 
 @some.composite
 def blocks(draw, backbone):
-    options = draw(some.fixed_dictionaries(BOTTLENECK))
+    options = draw(one_width(BOTTLENECK))
     if draw(some.booleans()):
         options |= {"block": "conformer", "activation": "gelu", "conv_kernel": draw(some.integers(1, 9))}
     sites = draw(some.sampled_from([("mlp",), ("attention",), ("mlp", "attention"), ("attention", "mlp")]))

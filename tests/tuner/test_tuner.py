@@ -116,7 +116,7 @@ def test_a_configuration_serves_several_models():
     second = get_peft_model(make_wav2vec2(num_labels=3), config)
     assert first.peft_config["default"].modules_to_save == ["classifier"]
     assert second.peft_config["default"].modules_to_save == ["projector", "classifier"]
-    assert config.modules_to_save is None and config.base_settings is None
+    assert first.peft_config["default"] is config and second.peft_config["default"] is not config
     assert len(first.peft_config["default"].base_settings["id2label"]) == NUM_LABELS
 
 
