@@ -96,6 +96,10 @@ class EncoderAdapterConfig(PeftConfig):
         with written_together(Path(save_directory)) as folder:
             super().save_pretrained(str(folder), **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as JSON has them: lists for tuples."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in super().to_dict().items()}
+
     def _check_layers_to_transform(self) -> None:
         layers: Any = self.layers_to_transform
         rule = "None, an integer or a list of different integers"

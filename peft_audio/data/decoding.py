@@ -18,6 +18,7 @@ from .clips import Clip
 logger = logging.getLogger(__name__)
 
 SILENCE = 1e-4  # peak-to-peak, of a full scale of 2: some three steps of 16-bit audio, so dither counts as silence
+RATES = (1_000, 1_000_000)  # Hz: wider than what is recorded
 
 
 class BadAudioError(ValueError):
@@ -56,8 +57,8 @@ def load_waveform(
         The waveform `(samples,)`, float32, full scale +-1.
 
     Raises:
-        ValueError: the file is missing, undecodable, empty, silent, not finite, or shorter than `min_seconds`; or
-            not 0 <= start < stop.
+        ValueError: the file is missing, undecodable, empty, silent, not finite, or shorter than `min_seconds`, or its
+            header gives no sampling rate of sound; or not 0 <= start < stop.
     """
     if not (0 <= start < np.inf and (stop is None or start < stop)):
         raise ValueError(f"start and stop must be 0 <= start < stop (seconds), got {start} and {stop}")
@@ -82,11 +83,12 @@ def _decode(source: Union[Path, bytes], start: float, stop: Optional[float]) -> 
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             rate = file.samplerate
+            _check_rate(rate)
             part = slice(round(start * rate), None if stop is None else round(min(stop * rate, file.frames)))
             first, last, _ = part.indices(file.frames)
             skipped = file.seek(first) if file.seekable() else 0
             samples = file.read(last - skipped, dtype="float32", always_2d=True)
-            return samples[first - skipped :].mean(axis=1), rate
+            return _mono(samples[first - skipped :]), rate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = str(error).rpartition(": ")[2].strip(" .")
     try:
@@ -94,9 +96,26 @@ def _decode(source: Union[Path, bytes], start: float, stop: Optional[float]) -> 
             warnings.simplefilter("ignore")  # librosa says that it tries its other decoder
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             duration = None if stop is None else stop - start
-            return librosa.load(file, sr=None, mono=True, offset=start, duration=duration)
+            waveform, rate = librosa.load(file, sr=None, mono=True, offset=start, duration=duration)
     except Exception:  # which error it is depends on the decoder librosa finds; the file cannot be used either way
         raise ValueError(f"unreadable ({reason}); if it does play elsewhere, convert it to WAV or FLAC") from None
+    _check_rate(rate)
+    return waveform, rate
+
+
+def _check_rate(rate: float) -> None:
+    # A wrong header would divide by 0, or make hours of a file of a second.
+    low, high = RATES
+    if not low <= rate <= high:
+        raise ValueError(f"has a sampling rate of {rate:g} Hz in its header, not one from {low} to {high}")
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """Return the mean of the channels, `(samples, channels)` to `(samples,)`."""
+    mean = samples.mean(axis=1)
+    if len(mean) and np.ptp(mean) < SILENCE <= np.ptp(samples, axis=0).max():
+        raise ValueError("silent in mono, because its channels cancel each other out; invert one, or keep one of them")
+    return mean
 
 
 def load_clip(

@@ -40,7 +40,7 @@ from .attention import ExtraTokens, install_extra_tokens, remove_extra_tokens, t
 from .calls import Call, parameter_names
 from .conventions import Conventions
 from .grids import SeenGrids
-from .masks import grow_mask, real_tokens
+from .masks import grow_mask, real_tokens, without_prompt_rows
 from .tuner_layer import HookedTunerLayer, first_tensor, with_first
 
 
@@ -203,7 +203,8 @@ class EncoderTunerLayer(HookedTunerLayer):
         if modules.attention_norm is not None:
             yield modules.attention_norm.register_forward_hook(self._normalize_attention_input)
         yield modules.attention.register_forward_pre_hook(self._enter_attention, with_kwargs=True)
-        yield modules.attention.register_forward_hook(self._leave_attention)
+        # Before the hooks by which transformers collects attention maps.
+        yield modules.attention.register_forward_hook(self._leave_attention, prepend=True)
         yield modules.attention_output.register_forward_hook(self._adapt_attention)
         yield modules.feed_forward_norm.register_forward_hook(self._normalize_mlp_input)
         yield modules.feed_forward.register_forward_hook(self._adapt_mlp)
@@ -247,6 +248,7 @@ class EncoderTunerLayer(HookedTunerLayer):
             )
         if state.num_prompts == 0 or self._takes_extra_tokens:
             return None
+        output = without_prompt_rows(output, state.num_prompts)
         output = with_first(output, self._batch_first(self._batch_first(first_tensor(output))[:, state.num_prompts :]))
         rule = self._conventions.positions
         return output if rule is None or rule.crop is None else rule.crop(output, state.num_prompts)

@@ -45,6 +45,18 @@ def real_tokens(mask: Any, true_is_padding: bool = False) -> Optional[torch.Tens
     return keys == 0 if true_is_padding or _is_additive(mask) else keys != 0
 
 
+def without_prompt_rows(output: Any, num_prompts: int) -> Any:
+    """Return what attention returned, with the rows of prompts cut off its maps, `(batch, heads, rows, keys)`.
+
+    So a map has a column for each prompt and a row for each token, as where prompts are keys and values only.
+    """
+    if not isinstance(output, tuple) or len(output) == 1:
+        return output
+    first, maps, *rest = output
+    is_map = isinstance(maps, torch.Tensor) and maps.dim() == 4 and maps.shape[2] == maps.shape[3]
+    return (first, maps[:, :, num_prompts:] if is_map else maps, *rest)
+
+
 def _is_additive(mask: torch.Tensor) -> bool:
     return mask.dim() == 4 and mask.is_floating_point()
 

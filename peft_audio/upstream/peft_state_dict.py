@@ -18,23 +18,32 @@ from .registration import tuner_class
 PEFT_MODEL_PREFIX = "base_model.model."
 """What the names of a base model's tensors start with in a `PeftModel` and in its checkpoints."""
 
+WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 Tensors = dict[str, torch.Tensor]
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> Tensors:
     """Return every tensor of the adapter, those of modules trained whole included, by their names in the model."""
-    state_dict = model.state_dict()
+    state_dict = {without_wrappers(key): tensor for key, tensor in model.state_dict().items()}
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
-    tensors = _filter_state_dict_by_key_prefixes(state_dict, prefixes)
+    tensors = _filter_state_dict_by_key_prefixes(state_dict, set(map(without_wrappers, prefixes)))
     for name, module in trained_modules(model):
         for key in tensor_names(module, adapter_name).values():
-            tensors[f"{name}.{key}"] = state_dict[f"{name}.{key}"]
+            path = without_wrappers(f"{name}.{key}")
+            tensors[path] = state_dict[path]
     return tensors
 
 
+def without_wrappers(name: str) -> str:
+    """Return the name that a module or tensor has without the wrappers of torch (FSDP, compile, checkpointing) around."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
 def without_prefix(tensors: Tensors) -> Tensors:
-    """Return the tensors by their names in the base model, with or without PEFT's prefix before."""
-    return {key.removeprefix(PEFT_MODEL_PREFIX): tensor for key, tensor in tensors.items()}
+    """Return the tensors by their names in the base model, with or without PEFT's prefix and torch's wrappers."""
+    return {without_wrappers(key).removeprefix(PEFT_MODEL_PREFIX): tensor for key, tensor in tensors.items()}
 
 
 def named_as_in_model(model: nn.Module, config: PeftConfig, adapter_name: str, tensors: Tensors) -> Tensors:

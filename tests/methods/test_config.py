@@ -1,6 +1,7 @@
 """Validation of every field, when a configuration is made and when it meets a model."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -201,3 +202,11 @@ def test_initial_prompts_fill_the_papers_interval(prompt_init, bound):
     values = torch.cat([p.detach().flatten() for name, p in model.named_parameters() if "prompt" in name])
     assert 0.98 * bound < values.abs().max() <= bound
     assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+@each_method
+def test_a_dictionary_of_the_fields_is_what_json_has(method):
+    fields = {
+        name: value for name, value in METHODS[method]().to_dict().items() if name not in ("peft_type", "task_type")
+    }
+    assert json.loads(json.dumps(fields)) == fields

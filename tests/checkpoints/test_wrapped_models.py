@@ -1,0 +1,67 @@
+"""Names of tensors in models that torch has put wrappers around."""
+
+import pytest
+import torch
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from tiny import METHODS, each_method, make, make_inputs, randomize
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+
+class Sharded(nn.Module):
+    """Names as FSDP 1 gives them, which needs an accelerator: in `named_modules`, and not in `state_dict`."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._fsdp_wrapped_module = module
+        self.register_state_dict_post_hook(self._without_name)
+        self.register_load_state_dict_pre_hook(self._with_name)
+
+    @staticmethod
+    def _without_name(module, tensors, prefix, *_):
+        for name in [name for name in tensors if name.startswith(f"{prefix}_fsdp_wrapped_module.")]:
+            tensors[prefix + name.removeprefix(f"{prefix}_fsdp_wrapped_module.")] = tensors.pop(name)
+
+    @staticmethod
+    def _with_name(module, tensors, prefix, *_):
+        for name in [name for name in tensors if name.startswith(prefix)]:
+            tensors[f"{prefix}_fsdp_wrapped_module.{name.removeprefix(prefix)}"] = tensors.pop(name)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._fsdp_wrapped_module, name)
+
+    def forward(self, *args, **kwargs):
+        return self._fsdp_wrapped_module(*args, **kwargs)
+
+
+def around_layers(wrapper):
+    def wrap(model):
+        layers = model.get_base_model().wav2vec2.encoder.layers
+        for index, layer in enumerate(layers):
+            layers[index] = wrapper(layer)
+        return model
+
+    return wrap
+
+
+WRAPPERS = {
+    "FSDP around all": Sharded,
+    "FSDP around layers": around_layers(Sharded),
+    "FSDP around both": lambda model: Sharded(around_layers(Sharded)(model)),
+    "checkpointing around layers": around_layers(checkpoint_wrapper),
+}
+
+
+@each_method
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_an_adapter_with_its_head_is_loaded_through_wrappers(wrapper, method):
+    model = randomize(get_peft_model(make("wav2vec2"), METHODS[method]())).eval()
+    saved = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
+    inputs = make_inputs("wav2vec2")
+    expected = model(**inputs).logits
+    wrapped = WRAPPERS[wrapper](get_peft_model(make("wav2vec2"), METHODS[method]()).eval())
+    set_peft_model_state_dict(wrapped, saved, adapter_name="default")
+    torch.testing.assert_close(wrapped(**inputs).logits, expected)
