@@ -13,7 +13,7 @@ from ..modules import Bottleneck, ConformerBlock
 from ..tuner.adapter_parts import AdapterParts, Wiring
 from ..tuner.model import EncoderTuner
 from ..upstream.registration import register_method
-from ..utils.validation import require, require_boolean, require_choice, require_positive_integer
+from ..utils.validation import require, require_boolean, require_choice, require_size
 from .bottleneck_fields import BottleneckFields, with_adapter
 from .citations import PETL_AST
 
@@ -87,7 +87,7 @@ class BottleneckAdapterConfig(BottleneckFields):
         require_choice("placement", self.placement, PLACEMENTS)
         if self.residual is not None:
             require_boolean("residual", self.residual)
-        require_positive_integer("conv_kernel", self.conv_kernel)
+        require_size("conv_kernel", self.conv_kernel)
         require_boolean("train_layer_norms", self.train_layer_norms)
         if self.block == "conformer":
             rule = f"left at {ACTIVATION!r} with block='conformer', which has an activation of its own (SiLU)"

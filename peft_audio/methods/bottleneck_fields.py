@@ -14,8 +14,8 @@ from ..utils.validation import (
     is_number,
     require,
     require_finite_number,
-    require_positive_integer,
     require_probability,
+    require_size,
 )
 
 
@@ -47,7 +47,7 @@ class BottleneckFields(EncoderAdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive_integer("bottleneck_dim", self.bottleneck_dim)
+        require_size("bottleneck_dim", self.bottleneck_dim)
         if self.reduction_factor is not None:
             factor = self.reduction_factor
             require(is_number(factor) and factor >= 1, "reduction_factor", "None or a number of at least 1", factor)

@@ -11,7 +11,7 @@ from ..modules import EmbeddingPrompt, vpt_bound, xavier_uniform_bound
 from ..tuner.adapter_parts import AdapterParts
 from ..tuner.model import EncoderTuner
 from ..upstream.registration import register_method
-from ..utils.validation import require, require_choice, require_positive_integer, require_probability
+from ..utils.validation import require, require_choice, require_probability, require_size
 from .citations import IPET
 
 
@@ -56,7 +56,7 @@ class EmbeddingPromptConfig(EncoderAdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive_integer("num_virtual_tokens", self.num_virtual_tokens)
+        require_size("num_virtual_tokens", self.num_virtual_tokens)
         require_probability("prompt_dropout", self.prompt_dropout)
         require_choice("prompt_init", self.prompt_init, PROMPT_INITS)
 

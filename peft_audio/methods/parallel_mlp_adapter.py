@@ -10,7 +10,7 @@ from ..modules import Bottleneck
 from ..tuner.adapter_parts import AdapterParts, Wiring
 from ..tuner.model import EncoderTuner
 from ..upstream.registration import register_method
-from ..utils.validation import require, require_boolean, require_choice, require_positive_integer
+from ..utils.validation import require, require_boolean, require_choice, require_size
 from .bottleneck_fields import ADAPTER_INPUTS, BottleneckFields
 from .citations import AAT, IPET
 
@@ -69,7 +69,7 @@ class ParallelMLPAdapterConfig(BottleneckFields):
         require_boolean("use_bias", self.use_bias)
         require_boolean("spatial_adapter", self.spatial_adapter)
         if self.spatial_bottleneck_dim is not None:
-            require_positive_integer("spatial_bottleneck_dim", self.spatial_bottleneck_dim)
+            require_size("spatial_bottleneck_dim", self.spatial_bottleneck_dim)
             rule = "None without `spatial_adapter=True`"
             require(self.spatial_adapter, "spatial_bottleneck_dim", rule, self.spatial_bottleneck_dim)
 

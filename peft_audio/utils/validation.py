@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-LARGEST_INTEGER = 10**8
+LARGEST_SIZE = 10**8
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -28,9 +28,14 @@ def is_number(value: Any) -> bool:
 
 
 def require_positive_integer(field: str, value: Any) -> None:
-    """Raise ValueError unless the value is an integer above 0, and not far above what any model has."""
+    """Raise ValueError unless the value is an integer above 0."""
     require(is_integer(value) and value > 0, field, "a positive integer", value)
-    require(value <= LARGEST_INTEGER, field, f"a positive integer of at most {LARGEST_INTEGER}", value)
+
+
+def require_size(field: str, value: Any) -> None:
+    """Raise ValueError unless the value is an integer above 0 that torch takes as a size."""
+    require_positive_integer(field, value)
+    require(value <= LARGEST_SIZE, field, f"a positive integer of at most {LARGEST_SIZE}", value)
 
 
 def require_probability(field: str, value: Any) -> None:
