@@ -23,6 +23,7 @@ from ..checkpoints.tensors import check_tensors
 from ..config import EncoderAdapterConfig, filled_in, fresh_config
 from ..heads.weighted_layer_sum import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
 from ..upstream.peft_modules import adapters_of, trained_modules
+from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX, tensors_of_layers
 from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
 from .adapter_checks import check_adapter_name, check_alone, check_apart
@@ -318,7 +319,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         # The one place that every way of saving passes: labels may have been named since the adapter was made.
         base_model = model.get_base_model() if isinstance(model, PeftModel) else model
         remember_settings(config, base_model, resolve(base_model).spec)
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        names = tensors_of_layers(model, list(state_dict))
+        return {name: state_dict[key] for name, key in names.items()}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -343,7 +345,11 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        names = tensors_of_layers(model, list(model.state_dict()), adapter_name)
+        in_model = {cls._remove_adapter_name_from_key(name, adapter_name): key for name, key in names.items()}
+        # Only a PeftModel has PEFT's prefix in its names; in checkpoints it is always there.
+        in_model |= {PEFT_MODEL_PREFIX + name: key for name, key in in_model.items()}
+        remapped = {in_model.get(name, name): tensor for name, tensor in state_dict.items()}
         check_tensors(model, adapter_name, remapped)
         return remapped
 

@@ -6,6 +6,8 @@ start of their names, and the class method of a tuner that turns names in a chec
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
@@ -25,13 +27,24 @@ Tensors = dict[str, torch.Tensor]
 def adapter_tensors(model: nn.Module, adapter_name: str) -> Tensors:
     """Return every tensor of the adapter, those of modules trained whole included, by their names in the model."""
     state_dict = {without_wrappers(key): tensor for key, tensor in model.state_dict().items()}
-    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
-    tensors = _filter_state_dict_by_key_prefixes(state_dict, set(map(without_wrappers, prefixes)))
+    tensors = {name: state_dict[name] for name in tensors_of_layers(model, list(state_dict), adapter_name)}
     for name, module in trained_modules(model):
         for key in tensor_names(module, adapter_name).values():
             path = without_wrappers(f"{name}.{key}")
             tensors[path] = state_dict[path]
     return tensors
+
+
+def tensors_of_layers(model: nn.Module, names: list[str], adapter_name: Optional[str] = None) -> dict[str, str]:
+    """Return those of the names in a state dict that are of the adapter's layers, of all adapters for None.
+
+    PEFT looks for them by the paths of modules, which have torch's wrappers in them where a state dict may not.
+
+    Returns:
+        The names in the state dict by the names without wrappers.
+    """
+    prefixes = set(map(without_wrappers, _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)))
+    return _filter_state_dict_by_key_prefixes({without_wrappers(name): name for name in names}, prefixes)
 
 
 def without_wrappers(name: str) -> str:

@@ -7,6 +7,8 @@ from tiny import METHODS, each_method, make, make_inputs, randomize
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from peft_audio.upstream.peft_state_dict import adapter_tensors
+
 
 class Sharded(nn.Module):
     """Names as FSDP 1 gives them, which needs an accelerator: in `named_modules`, and not in `state_dict`."""
@@ -48,9 +50,7 @@ def around_layers(wrapper):
 
 
 WRAPPERS = {
-    "FSDP around all": Sharded,
     "FSDP around layers": around_layers(Sharded),
-    "FSDP around both": lambda model: Sharded(around_layers(Sharded)(model)),
     "checkpointing around layers": around_layers(checkpoint_wrapper),
 }
 
@@ -65,3 +65,12 @@ def test_an_adapter_with_its_head_is_loaded_through_wrappers(wrapper, method):
     wrapped = WRAPPERS[wrapper](get_peft_model(make("wav2vec2"), METHODS[method]()).eval())
     set_peft_model_state_dict(wrapped, saved, adapter_name="default")
     torch.testing.assert_close(wrapped(**inputs).logits, expected)
+    assert set(get_peft_model_state_dict(wrapped)) == set(saved)
+
+
+@each_method
+def test_names_are_those_without_wrappers(method):
+    """Also where FSDP is around the whole model, as the Trainer wraps it."""
+    model = get_peft_model(make("wav2vec2"), METHODS[method]())
+    names = set(adapter_tensors(model, "default"))
+    assert names and set(adapter_tensors(Sharded(around_layers(Sharded)(model)), "default")) == names
