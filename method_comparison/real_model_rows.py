@@ -1,7 +1,7 @@
 """The rows of the comparison on Whisper tiny.en, and how each trains.
 
-The rates were chosen with folds 2 and 3 of ESC-10 for training and folds 4 and 5 for judging, by accuracy and then by the loss:
-`real_model_rates.py` prints what was tried, docs/real_model/README.md says what was not yet.
+The rates were chosen with folds 2 and 3 of ESC-10 for training and folds 4 and 5 for judging, by accuracy, and by the loss of
+the judged clips where accuracies are within one clip: `real_model_rates.py` prints what was tried, docs/real_model/README.md says what was not yet.
 """
 
 from typing import Any, NamedTuple
