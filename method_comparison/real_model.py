@@ -49,18 +49,24 @@ SECONDS = 5
 
 
 @dataclass
-class Arguments:
-    output_dir: str = field(metadata={"help": "Where results.jsonl is, or will be."})
+class SharedArguments:
+    """Of this script and of real_model_rates.py."""
+
+    output_dir: str = field(metadata={"help": "Where the results are, or will be."})
     data_dir: str | None = field(default=None, metadata={"help": "ESC-10 as an audiofolder with a column fold."})
     model_name_or_path: str = field(default=str(MODEL), metadata={"help": "A Whisper."})
     methods: list[str] = field(
         default_factory=lambda: list(ROWS), metadata={"help": "Rows of the table.", "choices": list(ROWS)}
     )
-    shots: list[int] | None = field(default=None, metadata={"help": "Training clips of a class; without: all clips."})
-    folds: list[str] = field(default_factory=lambda: list("12345"), metadata={"help": "The folds to test on."})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; with --shots: of the draws too."})
     jobs: int = field(default=1, metadata={"help": "Runs at a time, each on one thread."})
     table: bool = field(default=False, metadata={"help": "Only print the tables of the results there are."})
+
+
+@dataclass
+class Arguments(SharedArguments):
+    shots: list[int] | None = field(default=None, metadata={"help": "Training clips of a class; without: all clips."})
+    folds: list[str] = field(default_factory=lambda: list("12345"), metadata={"help": "The folds to test on."})
     plot: str | None = field(default=None, metadata={"help": "The picture of accuracy over shots to write."})
 
 
@@ -81,10 +87,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     """
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
     path = Path(args.output_dir) / "results.jsonl"
-    if not args.table:
-        run_missing(args, path)
-    elif not path.is_file():
-        raise UsageError(f"--table: there is no {path}. Run the comparison first, without --table.")
+    run_missing(args, path, wanted_runs(args), train)
     records = read_records(path)
     print_report(records, args.plot)
     return records
@@ -111,13 +114,19 @@ def wanted_runs(args: Arguments) -> list[Run]:
     return [Run(row, n, fold_of[seed], seed) for seed in args.seeds for n in args.shots for row in args.methods]
 
 
-def run_missing(args: Arguments, path: Path) -> None:
-    """Trains every run that the file at `path` lacks, and appends its record."""
+def run_missing(args: SharedArguments, path: Path, runs: list, train_one: Callable[[str, str, Any], dict]) -> None:
+    """Appends what `train_one` returns for those of `runs` that the file at `path` lacks; with --table nothing.
+
+    Raises:
+        UsageError: there is no data to train on, or no file to print.
+    """
+    if args.table:
+        if not path.is_file():
+            raise UsageError(f"--table: there is no {path}. Run the comparison first, without --table.")
+        return
     if args.data_dir is None:
         raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
-    append_missing(
-        path, wanted_runs(args), functools.partial(train, args.model_name_or_path, args.data_dir), args.jobs
-    )
+    append_missing(path, runs, functools.partial(train_one, args.model_name_or_path, args.data_dir), args.jobs)
 
 
 def append_missing(path: Path, runs: list, train_one: Callable[[Any], dict], jobs: int) -> None:

@@ -7,35 +7,19 @@ OUT/rates.jsonl gets a line for each run as it ends, and no run is repeated. Eve
 the encoder (of the head, for the head alone) is as in `real_model_rows.py`, whose rates were chosen from this table.
 """
 
-import functools
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from real_model import MODEL, append_missing, fit, load_data, read_records
+from real_model import SharedArguments, fit, load_data, read_records, run_missing
 from real_model_report import markdown
 from real_model_rows import EPOCHS, ROWS
 from rich.console import Console
-from train_classification import UsageError
 from transformers import HfArgumentParser
 
 
 TRAINING_FOLDS, JUDGING_FOLDS = ("2", "3"), ("4", "5")
 RATES = {name: [3e-4, 1e-3, 3e-3] for name in ROWS if name != "full"} | {"full": [3e-5, 1e-4, 3e-4]}
-
-
-@dataclass
-class Arguments:
-    output_dir: str = field(metadata={"help": "Where rates.jsonl is, or will be."})
-    data_dir: str | None = field(default=None, metadata={"help": "ESC-10 as an audiofolder with a column fold."})
-    model_name_or_path: str = field(default=str(MODEL), metadata={"help": "A Whisper."})
-    methods: list[str] = field(
-        default_factory=lambda: list(ROWS), metadata={"help": "Rows of the comparison.", "choices": list(ROWS)}
-    )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of each rate."})
-    jobs: int = field(default=1, metadata={"help": "Runs at a time, each on one thread."})
-    table: bool = field(default=False, metadata={"help": "Only print the table of the results there are."})
 
 
 class Trial(NamedTuple):
@@ -52,15 +36,10 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     Raises:
         UsageError: the arguments do not fit together.
     """
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
+    (args,) = HfArgumentParser(SharedArguments).parse_args_into_dataclasses(arguments)
     path = Path(args.output_dir) / "rates.jsonl"
-    if not args.table:
-        if args.data_dir is None:
-            raise UsageError(
-                "--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold)."
-            )
-        trials = [Trial(row, rate, seed) for seed in args.seeds for row in args.methods for rate in RATES[row]]
-        append_missing(path, trials, functools.partial(train, args.model_name_or_path, args.data_dir), args.jobs)
+    trials = [Trial(row, rate, seed) for seed in args.seeds for row in args.methods for rate in RATES[row]]
+    run_missing(args, path, trials, train)
     records = read_records(path)
     Console(width=200, highlight=False, markup=False).print(markdown(*table(records)), soft_wrap=True)
     return records

@@ -68,25 +68,35 @@ def _saving_together(original: Callable[..., Any]) -> Callable[..., Any]:
         with written_together(folder, OTHER_FORMAT) as staged:
             # PEFT finds no model card here: it would update one that cannot be read, and fail before the weights.
             result = original(self, str(staged), *args, **kwargs)
-            _try_to_write_card(staged, folder)
+            _try_to_write_card(staged, folder, files=staged)
         return result
 
     return save_pretrained
 
 
-def _try_to_write_card(staged: Path, folder: Path) -> None:
-    """Write the model card into `staged`, starting from the one in `folder`. Weights are saved whatever is wrong with it."""
+def _try_to_write_card(staged: Path, folder: Path, files: Path) -> None:
+    """Complete the model card in `staged`, which PEFT has just made, with what the one in `folder` says.
+
+    An error becomes a warning: weights are saved whatever is wrong with a model card.
+
+    Args:
+        staged: a folder whose files replace those of `folder`.
+        folder: the folder that is written to.
+        files: where the adapter's files are.
+    """
     before = _readable_card(folder, keep_in=staged)
+    is_complete = False
     try:
-        facts = _facts(staged, folder)
-        if facts is not None:
+        facts = _facts(files, folder)
+        if facts is not None:  # else the adapter is not written yet; its model card comes after it
             from_peft = load_card(staged)
             card = updated_card(before or from_peft, facts, tags=tags_of(from_peft))
             card.save(staged / CARD_NAME)
-    except Exception as error:  # the card is made of what strangers wrote, and weights come first
-        warnings.warn(f"The weights are saved, but no model card could be written: {error!r}.", stacklevel=3)
-        if before is not None:
-            (staged / CARD_NAME).unlink(missing_ok=True)  # the present one stays
+            is_complete = True
+    except Exception as error:  # the card is made of what strangers wrote
+        warnings.warn(f"The model card could not be written, the adapter is not affected: {error!r}.", stacklevel=3)
+    if before is not None and not is_complete:
+        (staged / CARD_NAME).unlink(missing_ok=True)  # the present one stays
 
 
 def _readable_card(folder: Path, keep_in: Path) -> Optional[ModelCard]:
@@ -106,16 +116,12 @@ def _facts(written: Path, folder: Path) -> Optional[CardFacts]:
 
 def _completing_card(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
+        if not _has_adapters_of_ours(self):
+            return original(self, output_dir)
         folder = Path(output_dir)
-        before = _readable_card(folder, keep_in=folder)
-        if before is None:
-            (folder / CARD_NAME).unlink(missing_ok=True)
-        original(self, output_dir)
-        facts = _facts(folder, folder) if _has_adapters_of_ours(self) else None
-        if facts is not None:  # else the adapter is not written yet; its model card comes after it
-            card = updated_card(load_card(folder), facts, tags=tags_of(before))
-            with written_together(folder) as staged:
-                card.save(staged / CARD_NAME)
+        with written_together(folder) as staged:
+            original(self, str(staged))
+            _try_to_write_card(staged, folder, files=folder)
 
     return create_or_update_model_card
 

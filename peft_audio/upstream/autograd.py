@@ -1,4 +1,4 @@
-"""What torch's autograd keeps private: whether a forward pass runs again, saved tensors and the kernels behind them."""
+"""What torch's autograd keeps private: who runs a forward pass and how, saved tensors and the kernels behind them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from typing import Any, Union
 from torch import nn
 from torch.nn.modules import module as _torch_module
 
+from ..utils.around import belongs_to
+
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Where the hooks are defined by which transformers collects hidden states and attentions.
@@ -41,9 +43,8 @@ def remove_hooks(model: nn.Module, owner: Union[type, object]) -> list[Any]:
         for name in HOOKS:
             hooks = getattr(module, name)
             for key, hook in list(hooks.items()):
-                of_hook = getattr(hook, "__self__", None)
-                if of_hook is owner or isinstance(owner, type) and isinstance(of_hook, owner):
-                    removed.append(of_hook)
+                if belongs_to(hook, owner):
+                    removed.append(hook.__self__)
                     del hooks[key]
                     for note in NOTES:
                         getattr(module, note).pop(key, None)

@@ -1,7 +1,8 @@
 """The tensors of one adapter in a model, and their names in PEFT's checkpoints.
 
 Relied upon: the prefix that `PeftModel` puts before names, PEFT's functions that select an adapter's tensors by the
-start of their names, and the class method of a tuner that turns names in a checkpoint into names in the model.
+start of their names, and the class method of a tuner that turns names in a checkpoint into names in the model. Of torch:
+the names that its wrappers (FSDP, checkpointing, compile) give the module inside.
 """
 
 from __future__ import annotations

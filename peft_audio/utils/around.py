@@ -83,13 +83,18 @@ def unwrap_forward(model: nn.Module, owner: Union[type, object]) -> list[Any]:
     for module in model.modules():
         for around in list(_arounds(module)):
             for wrapper in list(around.wrappers):
-                of_wrapper = getattr(wrapper, "__self__", None)
-                if of_wrapper is owner or isinstance(owner, type) and isinstance(of_wrapper, owner):
-                    removed.append(of_wrapper)
+                if belongs_to(wrapper, owner):
+                    removed.append(wrapper.__self__)  # type: ignore[attr-defined] # a bound method
                     around.wrappers.remove(wrapper)
             if not around.wrappers:
                 _take_out(module, around)
     return removed
+
+
+def belongs_to(function: Any, owner: Union[type, object]) -> bool:
+    """Whether a function is a method of `owner`, an object, or of an object of that class."""
+    of_function = getattr(function, "__self__", None)
+    return of_function is owner or isinstance(owner, type) and isinstance(of_function, owner)
 
 
 def _arounds(module: nn.Module) -> Iterator[Around]:

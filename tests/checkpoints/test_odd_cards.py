@@ -10,6 +10,7 @@ from peft import get_peft_model
 from tiny import METHODS, make
 
 from peft_audio.checkpoints.model_card import write_card
+from peft_audio.utils import atomic_files
 from peft_audio.utils.atomic_files import written_together
 
 
@@ -47,6 +48,16 @@ def test_odd_cards_never_stop_the_weights(model, case, tmp_path):
     if case in ("numbers as tags", "one tag"):
         tags = ModelCard.load(tmp_path / "README.md").data.to_dict()["tags"]
         assert set(tags) > ({"1", "2.5"} if case == "numbers as tags" else {"music"})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CARDS)
+def test_odd_cards_never_stop_the_trainers_card(model, case, tmp_path):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_bytes(CARDS[case])
+    model.create_or_update_model_card(str(tmp_path))
+    assert BEGIN in (tmp_path / "README.md").read_text("utf-8")
+    assert any(b"mine" in path.read_bytes() for path in tmp_path.glob("README*")) or case == "empty"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -124,12 +135,14 @@ def test_what_stands_at_the_place_of_a_temporary_folder_is_left(tmp_path):
     (elsewhere / "precious").write_text("mine")
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / ".saving-stray").symlink_to(elsewhere)
+    for name in ("stray", f"{atomic_files._place()}-999999999-0-x"):  # the second: as of a process that has ended
+        (folder / f".saving-{name}").symlink_to(elsewhere)
     for number in range(2):
         with written_together(folder) as staged:
             for name in NAMES:
                 (staged / name).write_text(str(number))
     assert (elsewhere / "precious").read_text() == "mine"
+    assert [path.name for path in folder.iterdir() if path.is_symlink()] == [".saving-stray"]
     assert {(folder / name).read_text() for name in NAMES} == {"1"}
 
 

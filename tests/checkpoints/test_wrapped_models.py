@@ -6,8 +6,9 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from tiny import METHODS, each_method, make, make_inputs, randomize
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 
-from peft_audio.upstream.peft_state_dict import adapter_tensors
+from peft_audio.upstream.peft_state_dict import adapter_tensors, without_wrappers
 
 
 class Sharded(nn.Module):
@@ -74,3 +75,11 @@ def test_names_are_those_without_wrappers(method):
     model = get_peft_model(make("wav2vec2"), METHODS[method]())
     names = set(adapter_tensors(model, "default"))
     assert names and set(adapter_tensors(Sharded(around_layers(Sharded)(model)), "default")) == names
+
+
+def test_torchs_wrappers_have_the_names_that_are_left_out():
+    inner = nn.Sequential(nn.Linear(2, 2))
+    for wrapped in (checkpoint_wrapper(inner), torch.compile(inner)):
+        paths = {without_wrappers(path) for path, _ in wrapped.named_parameters()}
+        assert paths == {"0.weight", "0.bias"}
+    assert without_wrappers(f"a.{FSDP_WRAPPED_MODULE}.b") == "a.b"

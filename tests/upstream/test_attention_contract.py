@@ -113,3 +113,21 @@ def test_a_feature_encoder_can_be_frozen_so_that_it_runs_no_backward_pass(backbo
     resolve(model.get_base_model()).feature_encoder.register_forward_hook(lambda *a: outputs.append(a[2]))
     model(**make_inputs(backbone))
     assert not outputs[0].requires_grad
+
+
+def test_transforms_of_torch_are_recognized():
+    """Else prompts in the first layer raise under torch.func and in forward-mode differentiation."""
+    seen = []
+
+    def square(value):
+        seen.append(autograd.is_transformed())
+        return value.square().sum()
+
+    value = torch.ones(2)
+    torch.func.grad(square)(value)
+    torch.func.vmap(square)(value[None])
+    with torch.autograd.forward_ad.dual_level():
+        square(torch.autograd.forward_ad.make_dual(value, value))
+    assert seen == [True] * 3, "torch.func or forward-mode differentiation is no longer recognized"
+    square(value.requires_grad_()).backward()
+    assert not seen[-1] and not autograd.is_transformed(), "plain autograd is taken for torch.func"
