@@ -24,6 +24,7 @@ from peft_audio.data import load_waveform
 
 TOP_K = 5
 MAX_SECONDS = 30.0
+MAX_FILE_SIZE = "50mb"  # 30 s at 192 kHz in two channels of 32 bits are 46 MB
 TITLE = "One sound, several adapters"
 DESCRIPTION = """# {title}
 
@@ -43,14 +44,17 @@ def compare(comparison: Comparison, path: str | None, names: list[str]) -> dict[
     if not names:
         raise gradio.Error("No adapter is chosen: tick one or more.", print_exception=False)
     try:
-        waveform = load_waveform(Path(path), comparison.sampling_rate, comparison.min_seconds)
+        # A second more than is heard says whether something is cut off; a file of hours is not decoded to its end.
+        limits = {"min_seconds": comparison.min_seconds, "max_seconds": MAX_SECONDS + 1}
+        waveform = load_waveform(Path(path), comparison.sampling_rate, **limits)
     except ValueError as error:
         raise gradio.Error(f"This sound cannot be used: {error}.", print_exception=False) from error
     seconds = len(waveform) / comparison.sampling_rate
     limits = {name: min(MAX_SECONDS, comparison.max_seconds(name)) for name in names}
     cut = [f"{name} its first {limit:.2f} s" for name, limit in limits.items() if limit < seconds]
     if cut:
-        gradio.Info(f"The sound lasts {seconds:.2f} s. Not every adapter hears it to its end: {', '.join(cut)}.")
+        lasts = f"{seconds:.2f} s" if seconds <= MAX_SECONDS else f"more than {MAX_SECONDS:g} s"
+        gradio.Info(f"The sound lasts {lasts}. Not every adapter hears it to its end: {', '.join(cut)}.")
     waveform = waveform[: round(MAX_SECONDS * comparison.sampling_rate)]
     return comparison.predict(waveform, comparison.sampling_rate, names, TOP_K)
 
@@ -127,7 +131,7 @@ def main() -> None:
         comparison = load(arguments.adapters)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    build_page(comparison).launch(server_port=arguments.port, share=arguments.share)
+    build_page(comparison).launch(server_port=arguments.port, share=arguments.share, max_file_size=MAX_FILE_SIZE)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections import Counter
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional, TextIO, Union
 
 from .clips import SPLIT_WORDS, Clip, ClipTable, DataError, fold_name, quoted
 
@@ -50,19 +52,25 @@ def read_audiofolder(data_dir: Union[str, Path]) -> ClipTable:
         raise DataError(f"{data_dir}: not a folder. Give the folder that holds the audio files.")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not (root / "metadata.csv").is_file() and folders and all(path.name.lower() in SPLIT_WORDS for path in folders):
-        clips = [clip for folder in folders for clip in _read_part(folder, root, split=folder.name)]
+        places: dict[str, str] = {}
+        clips = [clip for folder in folders for clip in _read_part(folder, root, places, split=folder.name)]
     else:
-        clips = _read_part(root, root)
+        clips = _read_part(root, root, {})
     return ClipTable(clips, str(data_dir), any(len(clip.labels) > 1 for clip in clips))
 
 
-def _read_part(folder: Path, root: Path, split: Optional[str] = None) -> list[Clip]:
+def _read_part(folder: Path, root: Path, places: dict[str, str], split: Optional[str] = None) -> list[Clip]:
     metadata = folder / "metadata.csv"
-    return _read_metadata(metadata, root, split) if metadata.is_file() else _read_class_folders(folder, root, split)
+    if metadata.is_file():
+        return _read_metadata(metadata, root, places, split)
+    return _read_class_folders(folder, root, split)
 
 
-def _read_metadata(path: Path, root: Path, split: Optional[str] = None) -> list[Clip]:
-    """Return the clips that a metadata.csv lists, named relative to `root`; `split` is that of its folder, if any."""
+def _read_metadata(path: Path, root: Path, places: dict[str, str], split: Optional[str] = None) -> list[Clip]:
+    """Return the clips that a metadata.csv lists, named relative to `root`; `split` is that of its folder, if any.
+
+    `places` has the names of clips that were listed before, and where; those of this file are added.
+    """
     columns, rows = read_rows(path)
     missing = [name for name in ("file_name", "label") if name not in columns]
     if missing:
@@ -71,15 +79,18 @@ def _read_metadata(path: Path, root: Path, split: Optional[str] = None) -> list[
             "line must name the columns file_name and label (and optionally fold or split), separated by commas."
         )
     clips: list[Clip] = []
-    lines: dict[str, int] = {}
     for line, row in rows:
         for column in [name for name in ("file_name", "label", "fold", "split") if name in columns and not row[name]]:
             raise DataError(f"{path} line {line}: column {column!r} is empty. Fill it in or remove the line.")
-        source = path.parent / row["file_name"]
-        name = source.relative_to(root).as_posix() if source.is_relative_to(root) else str(source)
-        if name in lines:
-            raise DataError(f"{path} line {line}: {row['file_name']!r} is listed already, in line {lines[name]}.")
-        lines[name] = line
+        # x/../a.wav is a.wav: a clip under two names could both train and test.
+        source = Path(os.path.normpath(path.parent / row["file_name"]))
+        inside = source.is_relative_to(os.path.normpath(root))
+        name = source.relative_to(os.path.normpath(root)).as_posix() if inside else str(source)
+        if name in places:
+            raise DataError(
+                f"{path} line {line}: {row['file_name']!r} is listed already, in {places[name]}. Remove one of the two."
+            )
+        places[name] = f"line {line}" if split is None else f"{path} line {line}"
         labels = tuple(dict.fromkeys(label.strip() for label in row["label"].split(";") if label.strip()))
         if not labels:
             raise DataError(f"{path} line {line}: column 'label' names no label, it is {row['label']!r}.")
@@ -96,21 +107,49 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         The column names, and for every row its line number and its values by column, without blanks around them.
 
     Raises:
-        DataError: it is no CSV file in UTF-8, or a line has more values than columns.
+        DataError: it cannot be read or is no CSV file in UTF-8, a column is there twice, or a line has more values than
+            columns; names the line.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True, restval="")
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+            lines = _read_lines(path, file)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a comma-separated text file in UTF-8 ({error}).") from None
-    for line, row in rows:
-        if None in row:
+    (first, columns), *others = lines or [(1, [])]
+    twice = [name for name, count in Counter(columns).items() if name and count > 1]
+    if twice:
+        raise DataError(
+            f"{path} line {first}: column {quoted(twice)} is there twice. Rename or remove one of the two."
+        )
+    rows = []
+    for line, values in others:
+        if len(values) > len(columns):
             raise DataError(f"{path} line {line}: more values than columns. Put quotes around a value with a comma.")
-    return list(reader.fieldnames), [
-        (line, {name: value.strip() for name, value in row.items()}) for line, row in rows
-    ]
+        values += [""] * (len(columns) - len(values))
+        rows.append((line, dict(zip(columns, values, strict=True))))
+    return columns, rows
+
+
+def _read_lines(path: Path, file: TextIO) -> list[tuple[int, list[str]]]:
+    """Return the number of each line and its values, without blanks around them; no lines that have none."""
+    reader = csv.reader(file, skipinitialspace=True, strict=True)
+    lines, end = [], 0
+    try:
+        for values in reader:
+            end = reader.line_num
+            if any("\0" in value for value in values):
+                raise DataError(f"{path} line {end}: has a character of code 0. Save the file as plain text in UTF-8.")
+            values = [value.strip() for value in values]
+            if any(values):  # spreadsheets end with lines of commas alone
+                lines.append((end, values))
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {end + 1}: not comma-separated text ({error}). Close every quote, and write a quote within "
+            "quotes twice."
+        ) from None
+    return lines
 
 
 def _read_class_folders(folder: Path, root: Path, split: Optional[str] = None) -> list[Clip]:

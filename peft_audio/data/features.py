@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoFeatureExtractor, SequenceFeatureExtractor
 
 from .clips import Clip
-from .decoding import load_clip, report_bad_files
+from .decoding import check_seconds, load_clip, report_bad_files
 
 
 MEL_WINDOW_SECONDS, MEL_HOP_SECONDS = 0.025, 0.010  # fixed in the spectrogram extractors of transformers
@@ -88,8 +88,10 @@ def extract_features(
         The features by clip name, as `model_inputs` returns them, and the reasons by name of the files left out.
 
     Raises:
+        ValueError: `max_seconds` is not above 0.
         BadAudioError: some files cannot be used, and `skip_bad_files` is False. Lists all of them.
     """
+    check_seconds(max_seconds)
     features, bad_files = {}, {}
     for clip in tqdm(clips, desc="Computing features", unit="clip", leave=False):
         try:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .clips import DataError, quoted
-from .decoding import BadAudioError, load_waveform
+from .decoding import BadAudioError, check_seconds, load_waveform
 from .features import model_inputs
 from .hub import check_columns
 
@@ -46,16 +46,19 @@ class StreamedClips(torch.utils.data.IterableDataset):
         name: a data set on the Hub, a local folder, or a format of `datasets.load_dataset` such as "parquet".
         split: the split to read.
         sampling_rate: of the waveforms, in Hz.
+        config_name: the configuration of the data set.
         audio_column: the column with the audio.
         label_column: the column with the labels.
         labels: the labels in order; None: those that the data set declares.
         min_seconds: shorter clips cannot be used.
+        max_seconds: longer clips are cut to this length.
         skip_bad_files: leave out clips that cannot be used, instead of raising `BadAudioError` at the first.
         shuffle_buffer: draw each clip from as many that are kept waiting, undecoded; 0: the order of the data set.
         seed: of that order; `set_epoch` changes it too.
         load_options: for `datasets.load_dataset`: data_files, revision, ...
 
     Raises:
+        ValueError: `max_seconds` is not above 0.
         DataError: a column is missing, or no labels are declared or given; while iterating: a clip's label is missing
             or not one of `labels`.
         BadAudioError: while iterating: a clip cannot be used.
@@ -67,22 +70,25 @@ class StreamedClips(torch.utils.data.IterableDataset):
         split: str,
         sampling_rate: int,
         *,
+        config_name: Optional[str] = None,
         audio_column: str = "audio",
         label_column: str = "label",
         labels: Optional[Sequence[str]] = None,
         min_seconds: float = 0.0,
+        max_seconds: Optional[float] = None,
         skip_bad_files: bool = False,
         shuffle_buffer: int = 0,
         seed: int = 0,
         **load_options: Any,
     ) -> None:
-        rows = datasets.load_dataset(name, split=split, streaming=True, **load_options)
+        check_seconds(max_seconds)
+        rows = datasets.load_dataset(name, config_name, split=split, streaming=True, **load_options)
         check_columns(name, rows.column_names or [], audio_column=audio_column, label_column=label_column)
         rows = rows.cast_column(audio_column, UndecodedAudio()).select_columns([audio_column, label_column])
         self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
         self.name, self.split, self.sampling_rate = name, split, sampling_rate
         self.audio_column, self.label_column = audio_column, label_column
-        self.min_seconds, self.skip_bad_files = min_seconds, skip_bad_files
+        self.min_seconds, self.max_seconds, self.skip_bad_files = min_seconds, max_seconds, skip_bad_files
         feature = rows.features[label_column]
         self.multi_label = hasattr(feature, "feature")
         self.declared = getattr(getattr(feature, "feature", feature), "names", None)
@@ -106,7 +112,7 @@ class StreamedClips(torch.utils.data.IterableDataset):
                 with fsspec.open(audio["path"], "rb") as file:
                     source = file.read()
             try:
-                waveform = load_waveform(source, self.sampling_rate, self.min_seconds)
+                waveform = load_waveform(source, self.sampling_rate, self.min_seconds, max_seconds=self.max_seconds)
             except ValueError as error:
                 name = f"{self.split}[{index}] {audio['path'] or ''}".strip()
                 if not self.skip_bad_files:
@@ -144,12 +150,10 @@ class StreamedInputs(torch.utils.data.IterableDataset):
     Args:
         clips: the stream.
         feature_extractor: see `model_inputs`.
-        max_seconds: longer clips are cut to this length.
     """
 
-    def __init__(self, clips: StreamedClips, feature_extractor: Any, max_seconds: Optional[float] = None) -> None:
+    def __init__(self, clips: StreamedClips, feature_extractor: Any) -> None:
         self.clips, self.feature_extractor = clips, feature_extractor
-        self.num_samples = None if max_seconds is None else round(max_seconds * feature_extractor.sampling_rate)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle in another order in another epoch; the Trainer calls it."""
@@ -157,5 +161,5 @@ class StreamedInputs(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for clip in self.clips:
-            inputs = model_inputs(clip["waveform"][: self.num_samples], self.feature_extractor)
+            inputs = model_inputs(clip["waveform"], self.feature_extractor)
             yield {**inputs, "labels": clip["labels"]}

@@ -109,7 +109,6 @@ def prepare_stream(
     feature_extractor: Any,
     *,
     config_name: Optional[str] = None,
-    max_seconds: Optional[float] = None,
     shuffle_buffer: int = 1000,
     **clip_options: Any,
 ) -> TrainingData:
@@ -119,21 +118,19 @@ def prepare_stream(
         name: of the data set.
         feature_extractor: of the model.
         config_name: the configuration of the data set.
-        max_seconds: longer clips are cut to this length.
         shuffle_buffer: draw each training clip from as many that are kept waiting.
-        clip_options: further arguments of `StreamedClips`: audio_column, label_column, min_seconds, seed, ...
+        clip_options: further arguments of `StreamedClips`: audio_column, label_column, max_seconds, seed, ...
 
     Raises:
+        ValueError: as `StreamedClips`.
         DataError: the data set has nothing to train or test on, or lacks a column or its labels.
     """
-    if config_name is not None:
-        clip_options["name"] = config_name
-    rate = feature_extractor.sampling_rate
+    rate, clip_options = feature_extractor.sampling_rate, {"config_name": config_name, **clip_options}
     clips = {
         role: StreamedClips(name, split, rate, shuffle_buffer=shuffle_buffer if role == "train" else 0, **clip_options)
         for role, split in stream_splits(name, config_name).items()
     }
-    inputs = {role: StreamedInputs(stream, feature_extractor, max_seconds) for role, stream in clips.items()}
+    inputs = {role: StreamedInputs(stream, feature_extractor) for role, stream in clips.items()}
     return TrainingData(
         train=inputs["train"],
         evaluation=inputs.get("validation", inputs["test"]),

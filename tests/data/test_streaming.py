@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import yaml
 from layouts import RATE, refused, tones
 from torch.utils.data import DataLoader
+from transformers import Wav2Vec2FeatureExtractor
 
-from peft_audio.data import BadAudioError, StreamedClips
+from peft_audio.data import BadAudioError, StreamedClips, prepare_stream
 
 
 NAMES = ("dog", "cat", "rooster")
@@ -147,3 +149,23 @@ def test_bad_columns_and_labels_of_a_stream_are_named(tmp_path):
     folder = write_parquet(tmp_path / "c", [*"xyx", None, "x", "x"], datasets.Value("string"))
     refused(lambda: StreamedClips(folder, "train", RATE), folder, "does not declare its labels", "`labels`")
     refused(lambda: list(StreamedClips(folder, "train", RATE, labels=["x", "y"])), "row 3", "has None in")
+
+
+def test_clips_of_a_stream_are_cut(tmp_path):
+    stream = StreamedClips(write_parquet(tmp_path), "train", 2 * RATE, max_seconds=0.05)
+    assert {item["waveform"].shape for item in stream} == {(RATE // 10,)}
+    with pytest.raises(ValueError, match="max_seconds must be a number above 0, or None, got nan"):
+        StreamedClips(str(tmp_path), "train", RATE, max_seconds=float("nan"))
+
+
+def test_one_of_several_configurations_is_streamed(tmp_path):
+    folder = write_parquet(tmp_path, [0, 1, 2, 2, 2, 2])
+    parts = [{"split": "train", "path": "train-0.parquet"}, {"split": "test", "path": "train-0.parquet"}]
+    others = [{"split": "train", "path": "train-1.parquet"}]
+    configs = [{"config_name": "first", "data_files": parts}, {"config_name": "second", "data_files": others}]
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE)
+    data = prepare_stream(folder, extractor, config_name="first", max_seconds=0.05)
+    items = list(data.train)
+    assert sorted(item["labels"] for item in items) == [0, 1, 2]
+    assert {item["input_values"].shape for item in items} == {(RATE // 20,)}

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 import urllib.request
 from pathlib import Path
 
@@ -94,6 +95,19 @@ def test_what_is_not_heard_of_a_long_sound_is_said(comparison, tmp_path, monkeyp
         file.write_bytes(audio(tone("low", seconds)))
         compare(comparison, str(file), ["pets"])
     assert told == ["The sound lasts 0.60 s. Not every adapter hears it to its end: pets its first 0.46 s."]
+
+
+def test_a_file_of_hours_is_not_decoded_to_its_end(comparison, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(gradio, "Info", told.append)
+    with soundfile.SoundFile(tmp_path / "clip.flac", "w", 48000, 2) as file:
+        for _ in range(20):  # minutes
+            file.write(np.tile(tone("low", 60, 48000)[:, None], 2))
+    tracemalloc.start()
+    compare(comparison, str(tmp_path / "clip.flac"), ["pets"])
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert told == ["The sound lasts more than 30 s. Not every adapter hears it to its end: pets its first 0.46 s."]
 
 
 def test_adapters_of_two_bases_end_in_a_message(sources, tmp_path, monkeypatch):
