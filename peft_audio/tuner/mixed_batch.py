@@ -87,8 +87,8 @@ def check_size(samples: Samples, args: tuple, kwargs: dict[str, Any]) -> None:
     sizes = {len(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()}
     if expected not in sizes:
         raise ValueError(
-            f"`adapter_names` must have one name for each sample, got {expected} names for a batch of "
-            f"{', '.join(map(str, sorted(sizes))) or 'no'} samples."
+            f"Length of `adapter_names` should be the same as the number of inputs, but got {expected} names for a "
+            f"batch of {', '.join(map(str, sorted(sizes))) or 'no'} samples. Give one name for each sample."
         )
 
 
@@ -113,8 +113,8 @@ def _fit_together(model: nn.Module, adapter_names: list[str]) -> bool:
 def _check(model: nn.Module, adapter_names: list[str]) -> None:
     if model.training:
         raise ValueError(
-            "`adapter_names` (a different adapter for each sample of a batch) is for inference, but the model is in "
-            "training mode. Call model.eval() first."
+            "Cannot pass `adapter_names` when the model is in training mode. Call model.eval() first: a different "
+            "adapter for each sample of a batch is for inference."
         )
     known = {BASE}
     for module in model.modules():
@@ -122,9 +122,9 @@ def _check(model: nn.Module, adapter_names: list[str]) -> None:
             known |= adapter_names_of(module)
         elif isinstance(module, AuxiliaryTrainingWrapper):
             known |= adapters_of(module)
-    unknown = sorted({repr(name) for name in adapter_names if not isinstance(name, str) or name not in known})
+    unknown = sorted({str(name) for name in adapter_names if not isinstance(name, str) or name not in known})
     if unknown:
         raise ValueError(
-            f"`adapter_names` must name adapters of the model, got {', '.join(unknown)}. Its adapters: "
-            f"{', '.join(map(repr, sorted(known - {BASE})))}; {BASE!r} is the base model."
+            f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. `adapter_names` must name adapters of "
+            f"the model: {', '.join(map(repr, sorted(known - {BASE})))}; {BASE!r} is the base model."
         )
