@@ -26,7 +26,7 @@ ROWS = {
     "embedding_prompt": Row("prompts, k = 8", "embedding_prompt", PROMPTS, 1e-3),
     "parallel_mlp": Row("parallel MLP, h = 64", "parallel_mlp", {**NORMALIZED, "bottleneck_dim": 64}, 1e-3),
     "ipet": Row("IPET, k = 8, h = 64", "ipet", {**NORMALIZED, **PROMPTS, "bottleneck_dim": 64}, 1e-3),
-    "ipet_paper": Row("IPET with the paper's adapter", "ipet", {**PAPER, **PROMPTS, "bottleneck_dim": 64}, 1e-3),
+    "ipet_paper": Row("IPET with the paper's adapter", "ipet", {**PAPER, **PROMPTS, "bottleneck_dim": 64}, 3e-3),
     "lora": Row("LoRA on queries and values, r = 34", "lora", {"lora_r": 34, "lora_alpha": 68}, 1e-3),
     "aat_ms": Row("AAT^MS, h = 96", "aat_ms", {}, 1e-3),
     "loaa_t": Row(

@@ -28,6 +28,7 @@ from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPA
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .tuner.half_precision import save_activations_in_half
 from .tuner.prompt_start import initialize_prompts
+from .tuner.switching import wrap_switching
 from .upstream.registration import register_pipeline_model
 from .whisper.padding import use_padding_mask
 from .whisper.resize import resize_whisper
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 wrap_saving()
 wrap_loading()
+wrap_switching()
 wrap_pipelines()
 register_pipeline_model()
 

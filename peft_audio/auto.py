@@ -9,15 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Optional, Union
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from peft import PeftConfig, PeftModel
-from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -26,6 +18,7 @@ from .ast.resize import resize_ast
 from .backbones.table import resolve
 from .checkpoints.base_settings import LABELS, check_settings, dtype_of, rename_labels, set_labels
 from .checkpoints.loading import renamed
+from .checkpoints.local_copy import local_copy
 from .checkpoints.restoring import restore_settings
 from .checkpoints.tensors import check_all_used, read_config, read_weights
 from .config import EncoderAdapterConfig
@@ -97,7 +90,8 @@ class AutoPeftModelForAudioClassification:
             ValueError: if there is no adapter, its files cannot be read, or they do not fit the base model.
         """
         source = os.fspath(pretrained_model_name_or_path)
-        source, location = _local_copy(source, revision, subfolder, _hub_arguments(kwargs))
+        location = {"revision": revision, "subfolder": subfolder, **_hub_arguments(kwargs)}
+        source, location = local_copy(source, location)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "low_cpu_mem_usage": low_cpu_mem_usage}
         return _load(source, location, config or read_config(source, location), options, kwargs)
 
@@ -114,29 +108,6 @@ def _load(
     check_all_used(model, options["adapter_name"], weights, source)
     rename_labels(model.get_base_model().config, label_names)
     return model
-
-
-def _local_copy(
-    source: str, revision: Optional[str], subfolder: Optional[str], hub_arguments: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """Return a folder with the adapter, and its `subfolder` there. All files are of the same commit.
-
-    Raises:
-        ValueError: if there is no adapter.
-    """
-    location = {} if subfolder is None else {"subfolder": subfolder}
-    if os.path.isdir(source):
-        return source, location
-    files = [f"{subfolder}/{name}" if subfolder else name for name in (CONFIG_NAME, "adapter_model.*")]
-    place = f"{source!r}, revision {revision or 'main'!r}, folder {subfolder or '.'!r}"
-    missing = f"Can't find {CONFIG_NAME!r} at {place}: there is no adapter. Check the name, or push the adapter first."
-    try:
-        folder = snapshot_download(source, revision=revision, allow_patterns=files, **hub_arguments)
-    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{missing} ({error})") from error
-    if not os.path.isfile(os.path.join(folder, files[0])):
-        raise ValueError(missing)
-    return folder, location
 
 
 def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:

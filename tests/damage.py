@@ -99,10 +99,11 @@ class Damage(NamedTuple):
     ours: Refusal
     peft: Optional[Refusal] = None
     plain: Optional[Refusal] = None
+    beside: Optional[Refusal] = None
 
     def cases(self):
         peft = self.peft or self.ours
-        by_way = {"peft": peft, "beside": peft, "plain": self.plain or peft, "auto": self.ours}
+        by_way = {"peft": peft, "beside": self.beside or peft, "plain": self.plain or peft, "auto": self.ours}
         return [param(f"{self.what}-{way}", refusal, self.damage, way) for way, refusal in by_way.items()]
 
 

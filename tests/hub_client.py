@@ -150,13 +150,13 @@ def load_peft(repository, backbone="ast", **options):
     return logits(PeftModel.from_pretrained(load_base(f"me/{backbone}"), repository, **options), backbone)
 
 
-def load_plain(repository):
+def load_plain(repository, **options):
     model = load_base("me/ast")
-    model.load_adapter(repository)
+    model.load_adapter(repository, adapter_kwargs=options)
     return logits(model)
 
 
-LOADERS = {"auto": load_auto, "peft": load_peft}
+LOADERS = {"auto": load_auto, "peft": load_peft, "plain": load_plain}
 
 
 def load_without_environment_token(repository, **options):
@@ -165,9 +165,9 @@ def load_without_environment_token(repository, **options):
         return load_auto(repository, **options)
 
 
-def load_offline(repository):
+def load_offline(repository, loader="auto", **options):
     with mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
-        return load_auto(repository)
+        return LOADERS[loader](repository, **options)
 
 
 def download(repository):

@@ -125,6 +125,13 @@ def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbon
     _check_num_labels(settings, present, model, backbone)
 
 
+def with_labels_that_fit(settings: dict[str, Any], model: nn.Module, backbone: Backbone) -> dict[str, Any]:
+    """Return the settings, without their labels if these are not as many as the model's."""
+    if len(labels_of(settings)) == len(labels_of(read_settings(model, backbone.spec))):
+        return settings
+    return {name: value for name, value in settings.items() if name not in (LABELS, PROBLEM_TYPE)}
+
+
 def _check_num_labels(settings: dict[str, Any], present: dict[str, Any], model: nn.Module, backbone: Backbone) -> None:
     num_labels, model_labels = len(labels_of(settings)), len(labels_of(present))
     if backbone.head and num_labels and num_labels != model_labels:

@@ -18,13 +18,21 @@ from peft import PeftConfig, PeftModel, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..backbones.table import resolve
 from ..config import EncoderAdapterConfig, method_fields
 from ..upstream.peft_modules import freeze_trained_modules
-from ..upstream.peft_state_dict import Tensors, named_as_in_model
+from ..upstream.peft_state_dict import Tensors, allowing_other_sizes, may_sizes_differ, named_as_in_model
 from ..upstream.registration import tuner_class
-from ..upstream.transformers_loading import adapter_location, is_called_by_from_pretrained
+from ..upstream.transformers_loading import (
+    LOCATION,
+    adapter_location,
+    is_called_by_from_pretrained,
+    may_sizes_differ_in,
+)
 from ..upstream.wrapping import LOAD_ADAPTER, LOAD_PEFT_ADAPTER, bind, replace_method
 from .adapter_labels import AdapterLabels
+from .base_settings import with_labels_that_fit
+from .local_copy import local_copy
 from .restoring import restore_labels, restore_settings
 from .tensors import read_config, read_weights
 
@@ -38,40 +46,55 @@ def wrap_loading() -> None:
 def _renaming_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_adapter(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         bound = bind(original, self, *args, **kwargs)
-        arguments = bound.arguments
-        config = arguments.get("peft_config") or _read_config(arguments)
+        config = bound.arguments.get("peft_config") or _read_config(bound.arguments)
         if not isinstance(config, EncoderAdapterConfig):
             return original(self, *args, **kwargs)
-        adapter_name = arguments.get("adapter_name") or "default"
-        tensors = _tensors(arguments)
-        if is_called_by_from_pretrained(arguments):
-            restore_settings(self, config.base_settings or {})
-            restore_labels(self, config)
-        arguments["peft_config"] = config
-        if adapter_name not in getattr(self, "peft_config", {}):  # else transformers refuses the name
-            arguments["adapter_state_dict"] = renamed(self, config, adapter_name, tensors)
-        info = original(*bound.args, **bound.kwargs)
-        if not arguments.get("is_trainable"):
+        bound.arguments["peft_config"] = config
+        with allowing_other_sizes(may_sizes_differ_in(bound.arguments)):
+            _prepare_arguments(self, config, bound.arguments)
+            info = original(*bound.args, **bound.kwargs)
+        if not bound.arguments.get("is_trainable"):
             # transformers freezes an adapter that is loaded for inference, but not the head that comes with it.
-            freeze_trained_modules(self, adapter_name)
+            freeze_trained_modules(self, bound.arguments.get("adapter_name") or "default")
         return info
 
     return load_adapter
 
 
+def _prepare_arguments(model: PreTrainedModel, config: EncoderAdapterConfig, arguments: dict[str, Any]) -> None:
+    """Put the adapter's tensors among the arguments of `load_adapter`, by the names that they have in the model."""
+    adapter_name = arguments.get("adapter_name") or "default"
+    tensors = _tensors(arguments)
+    if is_called_by_from_pretrained(arguments):
+        restore_settings(model, config.base_settings or {})
+        restore_labels(model, config)
+    if adapter_name not in getattr(model, "peft_config", {}):  # else transformers refuses the name
+        arguments["adapter_state_dict"] = renamed(model, config, adapter_name, tensors)
+
+
 def _comparing_configurations(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        present = self.peft_config.get(adapter_name)
-        if not isinstance(present, EncoderAdapterConfig):
+        if not any(isinstance(config, EncoderAdapterConfig) for config in self.peft_config.values()):
             return original(self, model_id, adapter_name, *args, **kwargs)
-        names = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
-        loaded = read_config(os.fspath(model_id), {name: kwargs[name] for name in names if name in kwargs})
-        _check_same_method(present, loaded, adapter_name)
-        result = original(self, model_id, adapter_name, *args, **kwargs)
-        AdapterLabels.of(self.get_base_model()).replace(adapter_name, getattr(loaded, "base_settings", None) or {})
+        location = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
+        folder, location = local_copy(os.fspath(model_id), location)
+        loaded = read_config(folder, location)
+        present = self.peft_config.get(adapter_name)
+        if isinstance(present, EncoderAdapterConfig):
+            _check_same_method(present, loaded, adapter_name)
+        with allowing_other_sizes(kwargs.get("ignore_mismatched_sizes", False)):
+            result = original(self, folder, adapter_name, *args, **location, **kwargs)
+            if isinstance(loaded, EncoderAdapterConfig):
+                _take_labels(self.get_base_model(), adapter_name, loaded.base_settings or {})
         return result
 
     return load_adapter
+
+
+def _take_labels(model: nn.Module, adapter_name: str, settings: dict[str, Any]) -> None:
+    if may_sizes_differ():
+        settings = with_labels_that_fit(settings, model, resolve(model))
+    AdapterLabels.of(model).replace(adapter_name, settings)
 
 
 def _check_same_method(present: EncoderAdapterConfig, loaded: PeftConfig, adapter_name: str) -> None:
@@ -105,7 +128,7 @@ def _tensors(arguments: Mapping[str, Any]) -> Tensors:
             "load_adapter with a `peft_config` also needs the adapter's tensors: pass `adapter_state_dict`, or the "
             "adapter's folder or Hub id as `peft_model_id`. To train a new adapter, use add_adapter."
         )
-    return read_weights(os.fspath(arguments["peft_model_id"]), adapter_location(arguments))
+    return read_weights(*local_copy(os.fspath(arguments["peft_model_id"]), adapter_location(arguments)))
 
 
 def renamed(model: Any, config: EncoderAdapterConfig, adapter_name: str, tensors: Tensors) -> Tensors:
@@ -132,4 +155,6 @@ def _copy_without_values(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of the model on the meta device: its tensors have shapes, but no values and no memory."""
     parameters = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
     buffers = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    return copy.deepcopy(model, parameters | buffers)
+    copied = copy.deepcopy(model, parameters | buffers)
+    vars(copied).pop("hf_device_map", None)  # which would say that values are kept elsewhere
+    return copied

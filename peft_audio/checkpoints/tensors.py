@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_wei
 from peft.utils import CONFIG_NAME
 from torch import nn
 
-from ..upstream.peft_state_dict import Tensors, adapter_tensors, without_prefix
+from ..upstream.peft_state_dict import Tensors, adapter_tensors, may_sizes_differ, without_prefix
 
 
 # What PEFT raises for a file that holds something else; what breaks a rule of a field is a ValueError that names it.
@@ -75,13 +75,18 @@ def check_tensors(model: nn.Module, adapter_name: str, loaded: Tensors) -> None:
         adapter_name: name of the adapter.
         loaded: the tensors about to be loaded, by their names in the model, with or without PEFT's prefix.
 
+    Shapes may differ while an adapter is loaded with `ignore_mismatched_sizes`; who loads it leaves those tensors out.
+
     Raises:
         ValueError: if they are not; it lists the first ten differences.
     """
     expected, received = without_prefix(adapter_tensors(model, adapter_name)), without_prefix(loaded)
     problems = [f"missing: {key}" for key in expected if key not in received]
     problems += [f"not of this adapter: {key}" for key in received if key not in expected]
-    problems += filter(None, (_mismatch(key, received[key], expected[key]) for key in expected if key in received))
+    pairs = {key: (received[key], expected[key]) for key in expected if key in received}
+    if may_sizes_differ():
+        pairs = {key: (old, new) for key, (old, new) in pairs.items() if old.shape == new.shape}
+    problems += filter(None, (_mismatch(key, *pair) for key, pair in pairs.items()))
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-FILLED_IN = ("modules_to_save", "base_settings")
+FILLED_IN = ("modules_to_save", "base_settings", "layers_to_transform")
 GIVEN = "_as_given"  # on a configuration in use: the fields as the caller gave them
 
 

@@ -34,7 +34,7 @@ class AdapterModule(nn.Module):
 
     - `hidden_states` is `(batch, tokens, hidden_size)`, and so is the result.
     - The result has the dtype of `hidden_states`, whatever the dtype of the module's own weights; under autocast it
-      has the dtype that autocast gives the module's last operation. `in_dtype_of` does both conversions.
+      has the dtype that autocast gives the module's last operation. `cast_input` and `in_dtype_of` convert.
     - `layout` says which tokens form the grid and which are padding. A module that mixes tokens must read nothing from
       padding (`TokenLayout.hide_padding`), and must never mix the samples of a batch.
     - Dropout acts inside the module, in training mode only, in front of its last projection.
@@ -42,6 +42,12 @@ class AdapterModule(nn.Module):
     The two properties below tell the layer which tokens it may leave out. Their defaults are slower, and right for
     every module.
     """
+
+    cast_input_dtype_enabled: bool = True  # False: something else takes care of it, such as layerwise casting
+
+    def cast_input(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Bring the input to the dtype of the module's weights, unless PEFT was told to leave it as it is."""
+        return in_dtype_of(weight, hidden_states) if self.cast_input_dtype_enabled else hidden_states
 
     @property
     def reads_neighbours(self) -> bool:

@@ -87,7 +87,7 @@ class Bottleneck(AdapterModule):
         Raises:
             ValueError: without a layout, for convolutions.
         """
-        inputs = in_dtype_of(self.down.weight, hidden_states)
+        inputs = self.cast_input(hidden_states, self.down.weight)
         hidden = self.dropout(self.activation(_project(self.down, inputs, layout)))
         return in_dtype_of(hidden_states, _project(self.up, hidden, layout, self.scaling))
 

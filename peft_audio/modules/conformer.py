@@ -60,7 +60,7 @@ class ConformerBlock(AdapterModule):
     def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
         """Map `(batch, tokens, hidden_size)` to the same shape, in the input's dtype or autocast's."""
         layout = layout or TokenLayout(grid=(1, hidden_states.shape[1]))
-        hidden = self.norm(in_dtype_of(self.down.weight, hidden_states))
+        hidden = self.norm(self.cast_input(hidden_states, self.down.weight))
         hidden = layout.hide_padding(functional.glu(self.down(hidden), dim=-1))
         hidden = self.depthwise(functional.pad(hidden.transpose(1, 2), self.padding)).transpose(1, 2)
         hidden = functional.silu(self.batch_norm(hidden, layout.mask))

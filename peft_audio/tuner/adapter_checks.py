@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from accelerate.utils import has_offloaded_params
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -66,3 +67,16 @@ def check_apart(names: list[str], model: nn.Module, targets: set[str]) -> None:
                     f"`modules_to_save` must name modules apart from each other and from what the adapter is put on, got "
                     f"{names!r}: {path!r} and {other!r} are not. Name the head's modules, or leave the field out."
                 )
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Raise ValueError if weights of the model are offloaded to the CPU or to disk, in place of which there are none."""
+    # PEFT takes accelerate's hooks off a model with a device map before the adapter is put on.
+    was_offloaded = bool({"cpu", "disk"} & set(map(str, (getattr(model, "hf_device_map", None) or {}).values())))
+    is_offloaded = any(map(has_offloaded_params, model.modules()))
+    if is_offloaded or (was_offloaded and any(parameter.is_meta for parameter in model.parameters())):
+        raise ValueError(
+            f"The weights of the base model must be in memory, but accelerate offloads some of this {type(model).__name__} "
+            "to the CPU or to disk, and adapters cannot be put on what is not there. Load it without `device_map`, put "
+            "the adapter on, and offload the whole then, e.g. with accelerate.cpu_offload(model, execution_device=0)."
+        )

@@ -89,6 +89,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         super().__init__(base_layer, prefix, forward_pass)
         self.attention_wiring: dict[str, Wiring] = {}
         self.mlp_wiring: dict[str, Wiring] = {}
+        self.in_features = self.out_features = backbone.hidden_size
         spec = backbone.spec
         self._conventions = Conventions(spec.batch_first, spec.padding_mask, spec.positions)
         self._outside = OutsideModules(modules.attention, modules.attention_norm, backbone.position_source)

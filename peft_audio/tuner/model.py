@@ -18,17 +18,18 @@ from ..backbones.relative_positions import install_position_detach, remove_posit
 from ..backbones.spec import Backbone, LayerModules
 from ..backbones.table import locate, resolve
 from ..checkpoints.adapter_labels import AdapterLabels, remember_settings
-from ..checkpoints.base_settings import check_settings, read_settings
+from ..checkpoints.base_settings import check_settings, read_settings, with_labels_that_fit
 from ..checkpoints.tensors import check_tensors
 from ..config import EncoderAdapterConfig, filled_in, fresh_config
 from ..heads.weighted_layer_sum import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
 from ..upstream.peft_modules import adapters_of, trained_modules
-from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX, tensors_of_layers
+from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX, may_sizes_differ, tensors_of_layers
 from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
-from .adapter_checks import check_adapter_name, check_alone, check_apart
+from .adapter_checks import check_adapter_name, check_alone, check_apart, check_in_memory
 from .adapter_parts import AdapterParts
 from .encoder_layer import EncoderTunerLayer
+from .from_state_dict import take_layers
 from .mixed_batch import mixed_batch
 from .model_calls import install_model_calls, remove_model_calls
 from .quantized import check_not_quantized
@@ -112,7 +113,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         low_cpu_mem_usage: bool = False,
         state_dict: Optional[dict[str, torch.Tensor]] = None,
     ) -> None:
-        """See `BaseTuner.inject_adapter`. `state_dict` is not needed: the configuration says which layers to adapt."""
+        """See `BaseTuner.inject_adapter`. With a `state_dict`, its names say which encoder layers are adapted."""
+        check_in_memory(model)
         check_alone(model, adapter_name, self.prefix)
         config: Any = fresh_config(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
@@ -121,6 +123,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
             self.active_adapter = adapter_name
         try:
             with filled_in(config):
+                if state_dict is not None and issubclass(self.tuner_layer_cls, EncoderTunerLayer):
+                    take_layers(config, state_dict, len(resolve(model).layer_names), self.prefix)
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         finally:
             self._injection = None
@@ -146,7 +150,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         labels.configs[adapter_name] = self.peft_config[adapter_name]
         for module in model.modules():
             if isinstance(module, HookedTunerLayer):
-                module.couple_heads(heads, labels)
+                module.couple_labels(labels)
         for head in heads:
             head.train(head.original_module.training)
         if adapter_name not in self.active_adapters:
@@ -219,6 +223,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         if peft_config.base_settings is None:
             read_settings(self.model, backbone.spec)  # refuses what cannot be remembered
         else:
+            if may_sizes_differ():
+                peft_config.base_settings = with_labels_that_fit(peft_config.base_settings, self.model, backbone)
             check_settings(peft_config.base_settings, self.model, backbone)
         modules_to_save = self._modules_to_save(peft_config, backbone, targets)
         if not any(isinstance(module, HookedTunerLayer) for module in self.model.modules()):
@@ -255,7 +261,9 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
             install_layer_weights(model, str(parameter_name))
 
     def _check_target_module_exists(self, peft_config: ConfigT, key: str) -> bool:  # type: ignore[override] # as above
-        return key in self._place.targets
+        if self._injection is not None:
+            return key in self._injection.targets
+        return key in self.target_names(peft_config, resolve(self.model))  # somebody asks later
 
     @property
     def _place(self) -> Injection:

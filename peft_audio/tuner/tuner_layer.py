@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Optional, Union
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from ..checkpoints.adapter_labels import AdapterLabels
+from ..modules import AdapterModule
 from ..upstream.torch_modules import is_batch_norm
 from ..utils.forward_pass import ForwardPass
 from .samples import join, take
@@ -44,7 +44,6 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = []
         self.merged_adapters = []
         self._hooks: tuple[RemovableHandle, ...] = ()
-        self._heads: tuple[AuxiliaryTrainingWrapper, ...] = ()
         self._labels: Optional[AdapterLabels] = None
 
     def update_layer(self, adapter_name: str, modules: Any, inference_mode: bool = False) -> None:
@@ -62,27 +61,29 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
         keep_frozen_statistics(self)
         return self
 
-    def couple_heads(self, heads: tuple[AuxiliaryTrainingWrapper, ...], labels: AdapterLabels) -> None:
-        """Enable and disable these heads, which PEFT wraps, and switch the labels, together with the adapters."""
-        self._heads = heads
+    def couple_labels(self, labels: AdapterLabels) -> None:
+        """Switch the model's labels together with the adapters."""
         self._labels = labels
 
     def set_adapter(self, adapter_names: Union[str, list[str]], inference_mode: bool = False) -> None:
         """Make these adapters the active ones, and the model's labels theirs."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self._show_labels()
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Enable or disable the adapters of this layer and the heads that come with them."""
-        super().enable_adapters(enabled)
-        # transformers' `disable_adapters` reaches the heads, its `enable_adapters` forgets them.
-        for head in self._heads:
-            head.enable_adapters(enabled)
-        self._show_labels()
-
-    def _show_labels(self) -> None:
         if self._labels is not None:
             self._labels.activate([] if self.disable_adapters else self.active_adapters)
+
+    @property
+    def cast_input_dtype_enabled(self) -> bool:
+        """Whether adapters bring their input to the dtype of their weights (`peft.helpers.disable_input_dtype_casting`)."""
+        return all(module.cast_input_dtype_enabled for module in self._adapter_modules())
+
+    @cast_input_dtype_enabled.setter
+    def cast_input_dtype_enabled(self, enabled: bool) -> None:
+        for module in self._adapter_modules():
+            module.cast_input_dtype_enabled = enabled
+
+    def _adapter_modules(self) -> Iterator[AdapterModule]:
+        for part in self.parts:
+            yield from (module for module in self.part(part).modules() if isinstance(module, AdapterModule))
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         # Replicas share the hooks, which belong to the original: its adapters would act on every GPU's data at once.

@@ -3,14 +3,22 @@
 Relied upon: the prefix that `PeftModel` puts before names, PEFT's functions that select an adapter's tensors by the
 start of their names, and the class method of a tuner that turns names in a checkpoint into names in the model. Of torch:
 the names that its wrappers (FSDP, checkpointing, compile) give the module inside.
+
+PEFT does not tell tuners that sizes may differ: that is read from its functions that are running, by the name of their
+argument, `ignore_mismatched_sizes`.
 """
 
 from __future__ import annotations
 
-from typing import Optional
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Optional
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
 from torch import nn
 
@@ -23,6 +31,9 @@ PEFT_MODEL_PREFIX = "base_model.model."
 
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 Tensors = dict[str, torch.Tensor]
+MAY_DIFFER = "ignore_mismatched_sizes"
+LOADING = (set_peft_model_state_dict, PeftModel.from_pretrained)
+_ALLOWED: ContextVar[bool] = ContextVar("_ALLOWED", default=False)
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> Tensors:
@@ -72,3 +83,28 @@ def named_as_in_model(model: nn.Module, config: PeftConfig, adapter_name: str, t
             if f"{name}.{stored}" in named:
                 named[f"{name}.{own}"] = named.pop(f"{name}.{stored}")
     return tuner_class(config)._remap_adapter_state_dict_for_load(model, config, adapter_name, named)
+
+
+@contextmanager
+def allowing_other_sizes(allowed: bool) -> Iterator[None]:
+    """Within, `may_sizes_differ` is True if `allowed`."""
+    token = _ALLOWED.set(allowed or _ALLOWED.get())
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def may_sizes_differ() -> bool:
+    """Whether what is loading an adapter was told to leave out tensors of other sizes."""
+    if _ALLOWED.get():
+        return True
+    codes = {inspect.unwrap(getattr(function, "__func__", function)).__code__ for function in LOADING}
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code in codes:
+            arguments = {**frame.f_locals.get("kwargs", {}), **frame.f_locals}
+            if arguments.get(MAY_DIFFER):
+                return True
+        frame = frame.f_back
+    return False

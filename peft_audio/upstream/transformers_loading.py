@@ -1,7 +1,7 @@
 """What transformers' loading functions are given and give back.
 
 Relied upon: the arguments of `PreTrainedModel.load_adapter`, where `from_pretrained` of an adapter's folder passes
-itself as `load_config`; the `download_kwargs` in it and among the keyword arguments; the report of
+itself as `load_config`; the `download_kwargs` and `ignore_mismatched_sizes` in it and among the keyword arguments; the report of
 `from_pretrained(..., output_loading_info=True)`.
 """
 
@@ -28,6 +28,12 @@ def adapter_location(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if arguments.get("local_files_only"):
         given["local_files_only"] = True
     return {name: given[name] for name in LOCATION if given.get(name) is not None}
+
+
+def may_sizes_differ_in(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of `load_adapter` asks to leave out tensors of other sizes."""
+    own = arguments.get("kwargs", {}).get("ignore_mismatched_sizes")
+    return bool(own or getattr(arguments.get("load_config"), "ignore_mismatched_sizes", False))
 
 
 def is_called_by_from_pretrained(arguments: Mapping[str, Any]) -> bool:

@@ -58,6 +58,8 @@ LOAD_ADAPTER = UpstreamMethod(
     ),
 )
 LOAD_PEFT_ADAPTER = UpstreamMethod(PeftModel, "load_adapter", ("model_id", "adapter_name"))
+DISABLE_ADAPTERS = UpstreamMethod(PreTrainedModel, "disable_adapters", ())
+ENABLE_ADAPTERS = UpstreamMethod(PreTrainedModel, "enable_adapters", ())
 AUDIO_PIPELINE = UpstreamMethod(AudioClassificationPipeline, "__init__", ())
 WRAPPED_METHODS = (
     SAVE_ADAPTER,
@@ -67,6 +69,8 @@ WRAPPED_METHODS = (
     UPLOAD_FILES,
     LOAD_ADAPTER,
     LOAD_PEFT_ADAPTER,
+    DISABLE_ADAPTERS,
+    ENABLE_ADAPTERS,
     AUDIO_PIPELINE,
 )
 

@@ -29,7 +29,7 @@ from tiny import make
 
 def unreadable_config(what, damage, error, message, plain=None):
     ours = Refusal(ValueError, f"configuration .*{CONFIG}.*cannot be read")
-    return Damage(what, damage, ours, Refusal(error, message), plain)
+    return Damage(what, damage, ours, Refusal(error, message), plain, beside=ours)
 
 
 def refused_config(what, damage, error, message):

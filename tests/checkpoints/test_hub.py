@@ -205,6 +205,17 @@ def test_what_was_loaded_once_loads_without_the_server(hub, tmp_path):
     assert hub.traffic(load_offline, name_of(tmp_path)) == (expected, [])
 
 
+@pytest.mark.parametrize("loader", ["auto", "peft", "plain"])
+def test_a_subfolder_and_a_revision_load_without_the_server(hub, loader, tmp_path):
+    repository = name_of(tmp_path)
+    expected = hub(push_adapter, repository, tmp_path, adapter_name="mine")
+    hub(tag, repository, "v1")
+    hub(push_adapter, repository, tmp_path, adapter_name="mine", seed=3)
+    options = {"subfolder": "mine", "revision": "v1"}
+    assert hub(LOADERS[loader], repository, **options) == expected
+    assert hub.traffic(load_offline, repository, loader, **options) == (expected, [])
+
+
 def test_local_files_only_asks_the_server_nothing(hub, tmp_path):
     expected = hub(push_adapter, name_of(tmp_path), tmp_path)
     hub(load_auto, name_of(tmp_path))

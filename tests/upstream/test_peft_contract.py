@@ -169,7 +169,6 @@ OVERRIDES = {
 }
 LAYER_OVERRIDES = {
     "set_adapter": "the labels of the active adapter",
-    "enable_adapters": "heads that are enabled with their adapters",
     "_get_base_layer_device_and_dtype": "the device and dtype of adapters",
     "merge": "the refusal to merge",
     "supports_lora_conversion": "the refusal to convert to LoRA",

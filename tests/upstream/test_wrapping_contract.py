@@ -18,6 +18,8 @@ FEATURES = {
     "UPLOAD_FILES": "a pushed adapter gets transformers' model card for whole models",
     "AUDIO_PIPELINE": "pipelines of resized models make inputs of the length before",
     "LOAD_PEFT_ADAPTER": "weights of other settings are loaded over an adapter",
+    "DISABLE_ADAPTERS": "labels of a plain model stay those of an adapter that is disabled",
+    "ENABLE_ADAPTERS": "heads of a plain model stay disabled when its adapters are enabled",
     "LOAD_ADAPTER": "`model.load_adapter` and Auto classes no longer load adapters of this package",
 }
 each_method = pytest.mark.parametrize("constant", FEATURES)
