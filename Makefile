@@ -3,7 +3,7 @@ VENV ?= .venv
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-small test test-examples test-oldest test-newest lint clean
+.PHONY: demo demo-small test test-examples test-oldest test-newest test-peft lint clean
 
 # Adapts Whisper's encoder to real recordings, without network.
 demo: $(VENV)/installed
@@ -49,6 +49,10 @@ test-newest: $(VENV)/newest/made
 	OMP_NUM_THREADS=1 $(VENV)/newest/bin/python -m pytest -n auto --dist worksteal \
 		$(NEWEST:%=tests/%) $(OLDEST:%=tests/%.py)
 
+# PEFT's own tests with the methods of this package beside LoRA; writes docs/peft_tests/README.md.
+test-peft: $(VENV)/peft_suite/made
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/peft_suite/run.py
+
 # Docstrings, types (mypy takes a minute or two the first time) and which room may import which, set in pyproject.toml.
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
@@ -86,6 +90,17 @@ $(VENV)/newest/made: $(VENV)/installed-tests
 	$(VENV)/bin/python -m venv --without-pip $(VENV)/newest
 	$(VENV)/bin/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
 		> $$($(VENV)/newest/bin/python -c "import site; print(site.getsitepackages()[0])")/below.pth
+	touch $@
+
+# The tests are in PEFT's source distribution only. They import two packages that nothing else here needs.
+$(VENV)/peft_suite/made: $(VENV)/installed-tests
+	rm -rf $(VENV)/peft_suite
+	mkdir -p $(VENV)/peft_suite/peft
+	$(VENV)/bin/python -m pip download --quiet --no-deps --no-binary peft --dest $(VENV)/peft_suite \
+		"peft==$$($(VENV)/bin/python -c "from importlib.metadata import version; print(version('peft'))")"
+	tar -xzf $(VENV)/peft_suite/peft-*.tar.gz --strip-components 1 --directory $(VENV)/peft_suite/peft
+	$(VENV)/bin/python -m pip install --quiet --no-compile --no-deps --target $(VENV)/peft_suite/packages \
+		diffusers==0.42.1 parameterized==0.9.0
 	touch $@
 
 clean:
