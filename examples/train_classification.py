@@ -21,6 +21,7 @@ import huggingface_hub
 import transformers
 from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
@@ -28,10 +29,12 @@ import peft_audio
 from peft_audio import encoder_layers, head_modules, load_classifier, query_value_projections, save_activations_in_half
 from peft_audio.data import AudioCollator, BadAudioError, DataError, TrainingData, pads_to_fixed_seconds
 from peft_audio.trainer import AudioTrainer, AudioTrainingArguments, multi_label_metrics, single_label_metrics
-from peft_audio.trainer.reports import plot_curves
+from peft_audio.trainer.command_line import check_before_data, parse_dataclasses
+from peft_audio.trainer.reports import describe_training, plot_curves
 from peft_audio.whisper import padding_advice
 
 
+SINGLE_LABEL, MULTI_LABEL = ("accuracy", "macro_f1"), ("map", "micro_f1")  # metrics
 logger = logging.getLogger(__name__)
 logger.setLevel(logging.INFO)
 
@@ -221,13 +224,11 @@ MethodArguments = make_dataclass("MethodArguments", [METHOD, *map(method_argumen
 
 def parse_arguments(arguments: list[str] | None = None):
     """The four groups of arguments, checked. Raises `UsageError` where they do not fit together."""
-    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, MethodArguments, AudioTrainingArguments))
-    arguments = sys.argv[1:] if arguments is None else arguments
-    is_file = len(arguments) == 1 and arguments[0].endswith(".json")
-    parsed = parser.parse_json_file(arguments[0]) if is_file else parser.parse_args_into_dataclasses(arguments)
-    model_args, data_args, method_args, args = parsed
     try:
+        parsed = parse_dataclasses((ModelArguments, DataArguments, MethodArguments, AudioTrainingArguments), arguments)
+        model_args, data_args, method_args, args = parsed
         make_config(method_args.method, **method_args.options())
+        check_before_data(args, vars(model_args) | vars(data_args), SINGLE_LABEL + MULTI_LABEL)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if (data_args.data_dir is None) == (data_args.dataset_name is None):
@@ -239,7 +240,8 @@ def parse_arguments(arguments: list[str] | None = None):
         raise UsageError("--cache_frozen keeps what it computes of each clip, a stream does not end: leave one out.")
     row, is_given = METHODS[method_args.method], args.learning_rate is not None
     args.learning_rate = args.learning_rate if is_given else row.learning_rate
-    args.head_learning_rate = args.head_learning_rate or (args.learning_rate if is_given else row.head_learning_rate)
+    if args.head_learning_rate is None:
+        args.head_learning_rate = args.learning_rate if is_given else row.head_learning_rate
     args.remove_unused_columns = False  # the data sets hold exactly what the model takes
     return parsed
 
@@ -266,29 +268,27 @@ def load_inputs(args: ModelArguments, max_seconds: float | None):
     name = args.model_name_or_path
     try:
         feature_extractor = peft_audio.data.load_feature_extractor(name, args.max_length, max_seconds)
-        min_seconds = peft_audio.data.minimum_seconds(
-            AutoConfig.from_pretrained(name), feature_extractor.sampling_rate
-        )
+        config = AutoConfig.from_pretrained(name)
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--model_name_or_path {name}: neither a folder nor a model on the Hub ({reason})") from None
+        reason = f"neither a folder with a model and its feature extractor, nor one on the Hub ({str(error).splitlines()[0]})"
+        raise UsageError(f"--model_name_or_path {name}: {reason}") from None
     except ValueError as error:  # e.g. max_length for a model of waveforms
         raise UsageError(f"--{error}") from None
+    min_seconds = peft_audio.data.minimum_seconds(config, feature_extractor.sampling_rate)
     if max_seconds is not None and max_seconds < min_seconds:
         raise UsageError(f"--max_seconds {max_seconds}: this model needs at least {min_seconds:.3f} s.")
     return feature_extractor, min_seconds
 
 
-def load_model(args: ModelArguments, method_args, data: TrainingData, feature_extractor, max_seconds: float | None):
+def load_model(args, method_args, feature_extractor, max_seconds, labels=("a", "b"), multi_label: bool = False):
     """The model, set up for the method and for inputs of this length."""
     lengths = {"max_length": args.max_length}
     if pads_to_fixed_seconds(feature_extractor) and max_seconds is not None:
         lengths["max_seconds"] = feature_extractor.chunk_length
-        logger.info("The model's input is now %d s long.", feature_extractor.chunk_length)
-    elif pads_to_fixed_seconds(feature_extractor) and hasattr(data.train, "__len__"):
-        for advice in padding_advice(feature_extractor, data.train):
-            logger.warning(advice)
-    model = load_classifier(args.model_name_or_path, data.labels, multi_label=data.multi_label, **lengths)
+    try:
+        model = load_classifier(args.model_name_or_path, labels, multi_label=multi_label, **lengths)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"--model_name_or_path {args.model_name_or_path}: {' '.join(str(error).split())}") from error
     try:
         model = peft_audio.use_padding_mask(model) if args.mask_padding else model
         model = apply_method(model, method_args.method, **method_args.options())
@@ -302,18 +302,33 @@ def load_model(args: ModelArguments, method_args, data: TrainingData, feature_ex
 def main(arguments: list[str] | None = None) -> dict:
     """Trains as the command line (or `arguments`) says. Returns the content of all_results.json."""
     model_args, data_args, method_args, args = parse_arguments(arguments)
-    transformers.set_seed(args.seed)
     feature_extractor, min_seconds = load_inputs(model_args, data_args.max_seconds)
+    setup = model_args, method_args, feature_extractor, data_args.max_seconds
+    load_model(*setup)  # before the data are read, for what does not fit
+    transformers.set_seed(args.seed)
     data = load_data(data_args, feature_extractor, min_seconds, args.seed)
-    if args.load_best_model_at_end and data.evaluation is data.test:
-        logger.warning("There is no validation split, so the best checkpoint is chosen by the test clips.")
-    model = load_model(model_args, method_args, data, feature_extractor, data_args.max_seconds)
+    advise(args, data, feature_extractor, data_args.max_seconds)
+    model = load_model(*setup, data.labels, data.multi_label)
     with tempfile.TemporaryDirectory(prefix="frozen-states-") as folder:
         if model_args.cache_frozen or (method_args.method == "linear_probe" and not data_args.streaming):
             data = with_frozen_states(model, data, folder, model_args.cache_frozen)
-        results = {"method": method_args.method}
-        results |= {name: getattr(args, name) for name in ("learning_rate", "head_learning_rate")}
+        results = {"method": method_args.method} | {k: v for k, v in vars(args).items() if k.endswith("learning_rate")}
         return run(model, args, data, data_args, feature_extractor, results)
+
+
+def advise(args, data: TrainingData, feature_extractor, max_seconds: float | None) -> None:
+    """Says what the data show of the arguments. Raises `UsageError` where the metric is not one of these data's."""
+    try:
+        peft_audio.trainer.check_metric(args, MULTI_LABEL if data.multi_label else SINGLE_LABEL)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if args.load_best_model_at_end and data.evaluation is data.test:
+        logger.warning("There is no validation split, so the best checkpoint is chosen by the test clips.")
+    if pads_to_fixed_seconds(feature_extractor) and max_seconds is not None:
+        logger.info("The model's input is now %d s long.", feature_extractor.chunk_length)
+    elif pads_to_fixed_seconds(feature_extractor) and hasattr(data.train, "__len__"):
+        for advice in padding_advice(feature_extractor, data.train):
+            logger.warning(advice)
 
 
 def with_frozen_states(model: nn.Module, data: TrainingData, folder: str, is_asked: bool) -> TrainingData:
@@ -346,29 +361,17 @@ def run(model: nn.Module, args, data: TrainingData, data_args, feature_extractor
         "train_samples": None if data_args.streaming else len(data.train),  # a stream has no length
         "skipped_files": data.skipped,
     }
+    results["problem"] = peft_audio.trainer.problem_at_the_end(trainer.state.log_history)
     if trainer.is_world_process_zero():
         write_reports(trainer, data, data_args, results)
     return results
 
 
-def describe(results: dict, data: TrainingData, data_name: str) -> str:
-    """The part of the model card on the training."""
-    share = 100 * results["trainable_parameters"] / results["total_parameters"]
-    return f"""Data: {data_name}, {data.description}.
-
-- method: {results["method"]} ({METHODS[results["method"]].summary})
-- learning rate: {results["learning_rate"]:g}, of the head {results["head_learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
-- trainable parameters: {results["trainable_parameters"]:,} of {results["total_parameters"]:,} ({share:.2f} %)
-
-The results are of {results["eval_samples"]} test clips, +- their bootstrap standard error.
-
-![Loss and metrics by epoch](curves.png)"""
-
-
 def write_reports(trainer: AudioTrainer, data: TrainingData, data_args: DataArguments, results: dict) -> None:
     """Writes curves.png, the model card and all_results.json, and pushes the folder to the Hub if asked to."""
     args, folder, hub_name = trainer.args, Path(trainer.args.output_dir), data_args.dataset_name
-    names = ["map", "micro_f1"] if data.multi_label else ["accuracy", "macro_f1"]
+    data_name = hub_name or Path(data_args.data_dir).name
+    names = MULTI_LABEL if data.multi_label else SINGLE_LABEL
     plot_curves(trainer.state.log_history, folder / "curves.png", names)
     scores = {name: (results[f"eval_{name}"], results[f"eval_{name}_standard_error"]) for name in names}
     metrics = ["average_precision" if data.multi_label else "accuracy", "f1"]
@@ -377,7 +380,7 @@ def write_reports(trainer: AudioTrainer, data: TrainingData, data_args: DataArgu
         folder,
         model=trainer.model,
         location=(args.push_to_hub and trainer.hub_model_id) or args.output_dir,
-        training=describe(results, data, hub_name or Path(data_args.data_dir).name),
+        training=describe_training(results, f"{data_name}, {data.description}", METHODS[results["method"]].summary),
         results=scores | {"loss": results["eval_loss"]},
         metadata=metadata,
     )
@@ -391,6 +394,7 @@ def write_reports(trainer: AudioTrainer, data: TrainingData, data_args: DataArgu
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        main()
-    except (BadAudioError, DataError, UsageError, FileNotFoundError) as error:
+        problem = main()["problem"]
+    except (BadAudioError, DataError, OSError, UsageError) as error:
         sys.exit(f"error: {error}")
+    sys.exit(problem and f"error: {problem} What was trained so far is saved.")

@@ -8,6 +8,9 @@ from typing import Any, Optional
 import torch
 from transformers import TrainingArguments
 
+from ..utils.ranges import check_ranges
+from .argument_checks import RANGES
+
 
 def _argument(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
@@ -20,6 +23,9 @@ class AudioTrainingArguments(TrainingArguments):
     Args:
         head_learning_rate (`float`, *optional*): of the model's head; None for `learning_rate`.
         compare_with_probe (`bool`): whether a training script also tests a linear probe on the frozen model's features.
+
+    Raises:
+        ValueError: a number is out of its range, or arguments do not fit together.
     """
 
     num_train_epochs: float = _argument(15, "Number of training epochs.")
@@ -41,3 +47,9 @@ class AudioTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = _argument(False, "Leave out columns that are no arguments of the model.")
     compare_with_probe: bool = _argument(True, "Also test a linear probe on the frozen model's features.")
+    # Else the Trainer shows the mean of the losses that are numbers, and what went wrong stays unknown.
+    logging_nan_inf_filter: bool = _argument(False, "Leave losses that are no numbers out of the logged ones.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self, RANGES)
+        super().__post_init__()

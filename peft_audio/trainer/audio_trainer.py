@@ -24,9 +24,9 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, TrainOutput
 
 from ..backbones.module_names import head_modules
-from ..checkpoints.trainer_checkpoints import last_complete_checkpoint
 from ..losses import classification_loss
 from ..tuner.prompt_start import has_untrained_prompts, initialize_prompts
+from .argument_checks import checkpoint_to_resume
 from .checks import GradientCheck, ProgressCheck, problems_beside_probe
 from .linear_probe import fit_and_score, head_features
 from .reports import logits_of
@@ -110,18 +110,10 @@ class AudioTrainer(Trainer):
         Raises:
             FileNotFoundError: there is no such checkpoint.
         """
-        wanted = str(resume_from_checkpoint or False)
-        if wanted.lower() == "false":
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is None:
             self._start_prompts()
-            return super().train(None, trial, ignore_keys_for_eval)
-        folder = str(self.args.output_dir)
-        found = last_complete_checkpoint(folder) if wanted.lower() in ("true", "last") else wanted
-        if found is None or not Path(found).is_dir():
-            raise FileNotFoundError(
-                f"resume_from_checkpoint {wanted}: no such checkpoint. Give a checkpoint-N folder, or True for the last one "
-                f"in {folder}."
-            )
-        return super().train(str(found), trial, ignore_keys_for_eval)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _start_prompts(self) -> None:
         """Let prompts that were not trained yet start as tokens of training clips, see `initialize_prompts`."""

@@ -18,6 +18,10 @@ logger = logging.getLogger(__name__)
 MIN_LOGS = 4  # of fewer, the trend of a loss or a gradient norm says nothing
 SMALL_LOSS = 0.05  # one that starts below has nowhere to fall
 SMALL_FALL = 0.02  # share of the loss that noise alone may take away
+NO_NUMBER = (
+    "The training loss is no number any more, so the weights are not either. Lower the learning rate, or train in "
+    "float32 or bfloat16 instead of float16."
+)
 GROWTH = 10.0  # of gradient norms; in a training that goes well they fall
 
 
@@ -75,10 +79,7 @@ class ProgressCheck(TrainerCallback):
 def problem_with_loss(losses: list[float]) -> Optional[str]:
     """Return what is wrong with a training's losses, in the order of time, and what to try; None if nothing is."""
     if not all(map(math.isfinite, losses)):
-        return (
-            "The training loss is no number any more, so the weights are not either. Lower the learning rate, or train in "
-            "float32 or bfloat16 instead of float16."
-        )
+        return NO_NUMBER
     first, last = _ends(losses)
     # Losses of single batches go up and down.
     noise = median([abs(later - loss) for loss, later in pairwise(losses)] or [0.0])
@@ -88,6 +89,16 @@ def problem_with_loss(losses: list[float]) -> Optional[str]:
         f"The training loss has not fallen: {first:.3f} at the start, {last:.3f} at the end. Try another learning rate, "
         "higher first (and head_learning_rate for a new head), then more epochs. If no rate helps, look at the labels."
     )
+
+
+def problem_at_the_end(log_history: list[dict[str, float]]) -> Optional[str]:
+    """Return what to try if the last loss of a training or an evaluation is no number, None if both are.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+    """
+    last = {name: entry[name] for entry in log_history for name in ("loss", "eval_loss") if name in entry}
+    return None if all(map(math.isfinite, last.values())) else NO_NUMBER
 
 
 def problem_with_gradients(norms: list[float]) -> Optional[str]:

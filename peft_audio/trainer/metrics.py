@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..metrics import mean_average_precision
 from .reports import logits_of
 
@@ -26,6 +28,8 @@ def single_label_metrics(prediction: Any) -> dict[str, float]:
 def multi_label_metrics(prediction: Any) -> dict[str, float]:
     """Return mean average precision and micro-F1 of logits against 0/1 targets, `(clips, labels)` both.
 
+    The precision of logits that are no numbers, as those of a training that went wrong, is none either.
+
     Args:
         prediction: an `EvalPrediction` of the Trainer.
     """
@@ -33,6 +37,6 @@ def multi_label_metrics(prediction: Any) -> dict[str, float]:
 
     logits, targets = logits_of(prediction.predictions), prediction.label_ids
     return {
-        "map": mean_average_precision(logits, targets),
+        "map": mean_average_precision(logits, targets) if np.isfinite(logits).all() else float("nan"),
         "micro_f1": f1_score(targets, logits > 0, average="micro", zero_division=0),
     }

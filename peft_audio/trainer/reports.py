@@ -36,6 +36,27 @@ def saved_bytes(folder: Union[str, Path]) -> int:
     return sum(file.stat().st_size for file in adapters or Path(folder).glob("model*.safetensors"))
 
 
+def describe_training(results: dict[str, Any], data: str, summary: str) -> str:
+    """Return the part of a model card on the training, for `write_card`; it shows curves.png.
+
+    Args:
+        results: method, learning_rate, head_learning_rate, epoch, train_seconds, and those of `parameter_counts` and
+            `AudioTrainer.test`.
+        data: name and split of the data.
+        summary: what the method trains.
+    """
+    share = 100 * results["trainable_parameters"] / results["total_parameters"]
+    return f"""Data: {data}.
+
+- method: {results["method"]} ({summary})
+- learning rate: {results["learning_rate"]:g}, of the head {results["head_learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
+- trainable parameters: {results["trainable_parameters"]:,} of {results["total_parameters"]:,} ({share:.2f} %)
+
+The results are of {results["eval_samples"]} test clips, +- their bootstrap standard error.
+
+![Loss and metrics by epoch](curves.png)"""
+
+
 def plot_curves(
     log_history: list[dict[str, float]], path: Union[str, Path], metrics: Sequence[str] = ("accuracy",)
 ) -> None:
