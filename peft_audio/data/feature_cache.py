@@ -8,6 +8,9 @@ The folder has a subfolder for each set of settings, named after their SHA-256, 
 are. In it is one safetensors file a clip, in 256 subfolders, named after the SHA-256 of the audio file's bytes and of
 the part of it that the clip is. So a renamed file is found again, and a changed file or setting makes a new entry.
 
+Each entry has a checksum of its features and its place. It is checked whenever the entry is read: what was damaged, or
+is another clip's, is computed again with a warning that names the file. Folders of versions without checksums are not read.
+
 No entry is ever deleted, because other runs may be using it. Subfolders of settings that are no longer used can be
 removed by hand.
 """
@@ -16,9 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import logging
 import traceback
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,40 +31,48 @@ import joblib
 import librosa
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
 from .clips import Clip
 from .decoding import load_clip, report_bad_files
+from .feature_entries import as_stored, entry_path, is_complete, prepare, read_entry, write_entry
 from .features import model_inputs
 
 
-FORMAT = 1  # of the entries; raised as well when clips are decoded in another way
+logger = logging.getLogger(__name__)
+
+FORMAT = 2  # of the entries; raised as well when clips are decoded in another way
 # The features may change with the versions of these.
 PACKAGES = ("librosa", "soundfile", "soxr", "torchaudio", "transformers")
 CLIPS_PER_WORKER = 8  # for fewer, a worker takes longer to start than it saves
-STALE_SECONDS = 3600  # no entry takes that long to write: what is older was left behind by a run that was killed
 
 
 class Features(Mapping):
     """Features by clip name, as `extract_features` returns them, read from disk every time.
 
-    Only the names and some 200 bytes for each of them are in memory.
+    Only the names and some 300 bytes for each of them are in memory. An entry that has been damaged or removed since
+    `FeatureCache.compute` is computed again, with a warning that names its file.
 
     Args:
+        cache: what computed them.
         folder: of the entries.
         keys: the keys of the entries by clip name.
+        clips: those with a file, which can be computed again, by key.
         skipped: the reasons by name of the clips left out.
 
     Raises:
         KeyError: there is no clip of this name.
-        OSError: its entry has been damaged or removed since `FeatureCache.compute`.
+        OSError: its entry has been damaged or removed, and cannot be computed again: the audio file has changed, or the
+            clip came as bytes, which are not kept.
     """
 
-    def __init__(self, folder: Path, keys: dict[str, str], skipped: dict[str, str]) -> None:
+    def __init__(
+        self, cache: FeatureCache, folder: Path, keys: dict[str, str], clips: dict[str, Clip], skipped: dict[str, str]
+    ) -> None:
+        self.cache = cache
         self.folder = folder
         self.keys_by_name = keys
+        self.clips_by_key = clips
         self.skipped = skipped
 
     def path(self, name: str) -> Path:
@@ -70,14 +80,29 @@ class Features(Mapping):
         return entry_path(self.folder, self.keys_by_name[name])
 
     def __getitem__(self, name: str) -> dict[str, np.ndarray]:
-        path = self.path(name)
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise OSError(
-                f"{path}: the features of {name!r} have been damaged or removed since they were computed ({error}). "
-                "FeatureCache.compute computes them again."
-            ) from None
+            return read_entry(self.folder, self.keys_by_name[name])
+        except OSError as error:
+            return self._computed_again(name, error)
+
+    def _computed_again(self, name: str, damage: OSError) -> dict[str, np.ndarray]:
+        path, key = self.path(name), self.keys_by_name[name]
+        event = f"{path}: the features of {name!r} have been damaged or removed since they were computed ({damage})"
+        logger.warning("%s. They are computed again.", event)
+        try:
+            if key not in self.clips_by_key:
+                raise ValueError("the audio came as bytes, which are not kept")
+            job = Job.of(self.clips_by_key[key], self.folder)
+            if job.key != key:
+                raise ValueError("the audio file has changed")
+            features = as_stored(job.features(self.cache))
+        except (ValueError, OSError) as error:
+            raise OSError(f"{event}, and cannot be computed again: {error}. Run FeatureCache.compute.") from None
+        try:
+            write_entry(self.folder, key, features)
+        except OSError as error:  # no reason to stop
+            logger.warning("%s: the features of %r could not be written again: %s", path, name, error)
+        return features
 
     def __contains__(self, name: object) -> bool:
         return name in self.keys_by_name
@@ -152,11 +177,13 @@ class FeatureCache:
         files = hash_files(clip.source for clip in clips)
         keys = {clip.name: entry_key(clip, files[clip.source]) for clip in clips}
         jobs = {keys[clip.name]: Job(clip, folder, keys[clip.name], files[clip.source].state) for clip in clips}
-        missing = [job for job in jobs.values() if not is_complete(job.path)]
+        missing = missing_jobs(list(jobs.values()))
         reasons = self._fill(folder, settings, missing) if missing else {}
         skipped = {clip.name: reasons[keys[clip.name]] for clip in clips if keys[clip.name] in reasons}
         report_bad_files(skipped, len(clips), skip_bad_files)
-        return Features(folder, {name: key for name, key in keys.items() if name not in skipped}, skipped)
+        kept = {name: key for name, key in keys.items() if name not in skipped}
+        with_file = {keys[clip.name]: clip for clip in clips if isinstance(clip.source, Path)}
+        return Features(self, folder, kept, with_file, skipped)
 
     def settings(self) -> str:
         """Return all that the features depend on besides the audio, as JSON."""
@@ -233,10 +260,28 @@ class Job:
     key: str
     state: Optional[tuple[int, int]]
 
-    @property
-    def path(self) -> Path:
-        """The entry's file."""
-        return entry_path(self.folder, self.key)
+    @classmethod
+    def of(cls, clip: Clip, folder: Path) -> Job:
+        """Return the job for a clip as its file is now."""
+        file = hash_file(clip.source)
+        return cls(clip, folder, entry_key(clip, file), file.state)
+
+    def features(self, cache: FeatureCache) -> dict[str, np.ndarray]:
+        """Return the features of the clip.
+
+        Raises:
+            ValueError: the audio is bad, or has changed since it was hashed.
+            OSError: the file cannot be read.
+            RuntimeError: the feature extractor failed. Names the clip.
+        """
+        waveform = load_clip(self.clip, cache.sampling_rate, cache.min_seconds, cache.max_seconds)
+        if file_state(self.clip.source) != self.state:
+            raise ValueError("changed while it was being read; run this again")
+        try:
+            extractor = cache.feature_extractor
+            return {"waveform": waveform} if extractor is None else model_inputs(waveform, extractor)
+        except Exception:  # whatever it is, the error names the clip
+            raise RuntimeError(f"{self.clip.name}: no features could be made.\n{traceback.format_exc()}") from None
 
 
 @dataclass(frozen=True)
@@ -255,25 +300,40 @@ class Computation(torch.utils.data.Dataset):
         return len(self.jobs)
 
     def __getitem__(self, index: int) -> tuple[str, Union[str, Exception, None]]:
-        job, cache = self.jobs[index], self.cache
-        if is_complete(job.path):  # another run was faster
+        job = self.jobs[index]
+        if is_complete(job.folder, job.key):  # another run was faster
             return job.key, None
         try:
-            waveform = load_clip(job.clip, cache.sampling_rate, cache.min_seconds, cache.max_seconds)
-            if file_state(job.clip.source) != job.state:
-                raise ValueError("changed while it was being read; run this again")
+            features = job.features(self.cache)
         except (ValueError, OSError) as error:
             return job.key, str(error)
+        except RuntimeError as error:
+            return job.key, error
         try:
-            content = encode(waveform, cache.feature_extractor)
-        except Exception:  # whatever it is, the error names the clip
-            return job.key, RuntimeError(f"{job.clip.name}: no features could be made.\n{traceback.format_exc()}")
-        try:
-            job.path.parent.mkdir(exist_ok=True)
-            write_atomically(job.path, content, partial_folder(job.folder))
+            write_entry(job.folder, job.key, features)
         except OSError as error:
             return job.key, error
         return job.key, None
+
+
+def missing_jobs(jobs: list[Job]) -> list[Job]:
+    """Return the jobs whose entries are not there, or are damaged, with a warning that lists these."""
+    missing, damaged = [], []
+    for job in tqdm(jobs, desc="Checking features", unit="clip", leave=False):
+        try:
+            read_entry(job.folder, job.key)
+        except OSError as error:
+            missing.append(job)
+            if not isinstance(error, FileNotFoundError):
+                damaged.append(f"{entry_path(job.folder, job.key)}: {error}")
+    if damaged:
+        logger.warning(
+            "The features in %d of %d files are damaged and are computed again:\n  %s",
+            len(damaged),
+            len(jobs),
+            "\n  ".join(damaged),
+        )
+    return missing
 
 
 def hash_files(sources: Iterable[Union[Path, bytes]]) -> dict[Union[Path, bytes], HashedFile]:
@@ -281,11 +341,16 @@ def hash_files(sources: Iterable[Union[Path, bytes]]) -> dict[Union[Path, bytes]
     hashed = {}
     for source in tqdm(dict.fromkeys(sources), desc="Hashing audio files", unit="file", leave=False):
         try:
-            state = file_state(source)  # before the hash, so that no change after it is missed
-            hashed[source] = HashedFile(sha256(source), state)
+            hashed[source] = hash_file(source)
         except OSError:
             hashed[source] = HashedFile(f"unreadable: {source!r}", None)
     return hashed
+
+
+def hash_file(source: Union[Path, bytes]) -> HashedFile:
+    """Return the hash of a source, and the state that it had before."""
+    state = file_state(source)  # before the hash, so that no change after it is missed
+    return HashedFile(sha256(source), state)
 
 
 def sha256(source: Union[Path, bytes]) -> str:
@@ -311,54 +376,6 @@ def entry_key(clip: Clip, file: HashedFile) -> str:
     """Return the name of the clip's entry; clips with the same audio have the same."""
     stop = None if clip.stop is None else float(clip.stop)
     return sha256(f"{file.digest} {float(clip.start)} {stop}".encode())
-
-
-def entry_path(folder: Path, key: str) -> Path:
-    """Return the file of an entry."""
-    return folder / key[:2] / f"{key}.safetensors"
-
-
-def partial_folder(folder: Path) -> Path:
-    """Return the folder of incomplete entries; on the same file system, because moving is atomic only there."""
-    return folder / "partial"
-
-
-def prepare(folder: Path, settings: str) -> None:
-    """Make the folder for entries with these settings, and remove what killed runs have left in it."""
-    partial_folder(folder).mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "settings.json", settings.encode() + b"\n", partial_folder(folder))
-    for path in partial_folder(folder).iterdir():
-        try:
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
-        except FileNotFoundError:  # another run was faster
-            pass
-
-
-def encode(waveform: np.ndarray, feature_extractor: Any) -> bytes:
-    """Return the content of an entry."""
-    features = {"waveform": waveform} if feature_extractor is None else model_inputs(waveform, feature_extractor)
-    # safetensors writes the memory of arrays that are not contiguous as if they were.
-    return save({name: np.asarray(value, order="C") for name, value in features.items()})
-
-
-def write_atomically(path: Path, content: bytes, partial: Path) -> None:
-    """Write a file in the folder `partial` and move it to `path`, so that `path` never holds a part of it."""
-    temporary = partial / uuid.uuid4().hex
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def is_complete(path: Path) -> bool:
-    """Return whether there is an entry whose header can be read and fits the length of the file."""
-    try:
-        with safe_open(path, framework="np"):
-            return True
-    except (OSError, SafetensorError):
-        return False
 
 
 def version(package: str) -> Optional[str]:

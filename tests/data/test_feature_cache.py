@@ -15,7 +15,16 @@ from safetensors.numpy import load_file
 from sounds import EXTRACTORS, tone
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor
 
-from peft_audio.data import BadAudioError, Clip, FeatureCache, decoding, extract_features, feature_cache, load_waveform
+from peft_audio.data import (
+    BadAudioError,
+    Clip,
+    FeatureCache,
+    decoding,
+    extract_features,
+    feature_cache,
+    feature_entries,
+    load_waveform,
+)
 
 
 # What comes out
@@ -217,7 +226,7 @@ def test_segments_are_entries_of_a_file_that_is_hashed_once(tmp_path, recorder, 
     assert_same(extract_features(parts, recorder)[0], {part.name: features[part.name] for part in parts})
 
 
-# Bad files, damage, the disk
+# Bad files, the disk
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -284,33 +293,6 @@ def test_a_file_that_could_not_be_hashed_is_not_stored(tmp_path, monkeypatch):
     assert len(entries(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"",
-        lambda data: data[:5],
-        lambda data: data[: len(data) // 2],
-        lambda data: data[:-1],
-        lambda data: data + b"\0",
-        lambda data: bytes(len(data)),
-    ],
-    ids=["empty", "cut in the length", "half", "a byte less", "a byte more", "zeros"],
-)
-def test_a_damaged_entry_is_noticed_and_computed_again(tmp_path, recorder, damage):
-    clips = write_clips(tmp_path / "audio", 3)
-    cache = FeatureCache(tmp_path / "cache", recorder, num_workers=0)
-    features = cache.compute(clips)
-    expected = dict(features)
-    [path] = [path for path in entries(tmp_path) if path == features.path("1.wav")]
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(OSError, match=r"1\.wav.* have been damaged or removed"):
-        features["1.wav"]
-    recorder.calls()
-    assert_same(cache.compute(clips), expected)
-    assert recorder.calls() == 1
-    assert_same(features, expected)
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_error_of_the_feature_extractor_is_no_bad_file_and_stops(tmp_path, recorder, num_workers):
     class Failing(Recorder):
@@ -359,7 +341,7 @@ def test_what_killed_runs_left_is_removed_and_what_others_write_is_not(tmp_path)
     cache = FeatureCache(tmp_path / "cache")
     cache.compute(clips)
     [partial] = (tmp_path / "cache").glob("*/partial")
-    for name, age in (("old", 2 * feature_cache.STALE_SECONDS), ("new", 0)):
+    for name, age in (("old", 2 * feature_entries.STALE_SECONDS), ("new", 0)):
         (partial / name).write_bytes(b"")
         os.utime(partial / name, (time.time() - age,) * 2)
     cache.compute(write_clips(tmp_path / "audio", 2))
