@@ -27,6 +27,7 @@ from .methods.ipet import IPETConfig, IPETModel
 from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .tuner.half_precision import save_activations_in_half
+from .tuner.other_tuners import wrap_injection
 from .tuner.prompt_start import initialize_prompts
 from .tuner.switching import wrap_switching
 from .upstream.registration import register_pipeline_model
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 wrap_saving()
 wrap_loading()
 wrap_switching()
+wrap_injection()
 wrap_pipelines()
 register_pipeline_model()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from transformers.utils import logging
 
 from .ast.resize import resize_ast
 from .backbones.table import resolve
+from .checkpoints.base_files import load_without_adapter
 from .checkpoints.base_settings import LABELS, check_settings, dtype_of, rename_labels, set_labels
 from .checkpoints.loading import renamed
 from .checkpoints.local_copy import local_copy
@@ -131,15 +133,16 @@ def _load_base_model(config: PeftConfig, weights: Tensors, source: str, kwargs: 
         )
     may_differ = kwargs.pop("ignore_mismatched_sizes", False)
     with _quiet():
+        location = _hub_arguments(kwargs)
         model_config, kwargs = _model_config(name, config.revision, saved_head, settings, kwargs)
-        model, info = AutoModelForAudioClassification.from_pretrained(
-            name,
+        load = functools.partial(
+            AutoModelForAudioClassification.from_pretrained,
             config=model_config,
-            revision=config.revision,
             ignore_mismatched_sizes=bool(saved_head) or may_differ,
             output_loading_info=True,
             **(kwargs if _names_dtype(kwargs) else {**dtype_of(settings), **kwargs}),
         )
+        model, info = load_without_adapter(load, name, config.revision, location)
     _check_loading(info, saved_head, name, may_differ)
     restore_settings(model, settings)
     if settings:

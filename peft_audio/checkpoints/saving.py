@@ -22,6 +22,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import PreTrainedModel
 
 from ..config import EncoderAdapterConfig
+from ..upstream.peft_state_dict import by_own_names
 from ..upstream.wrapping import (
     PUSH_TO_HUB,
     SAVE_ADAPTER,
@@ -59,15 +60,22 @@ def _saving_together(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_pretrained(
         self: Union[PeftModel, PreTrainedModel], save_directory: Union[str, os.PathLike], *args: Any, **kwargs: Any
     ) -> Any:
-        arguments = bind(original, self, save_directory, *args, **kwargs).arguments
+        bound = bind(original, self, save_directory, *args, **kwargs)
+        arguments = bound.arguments
         # A model that is pushed from its folder needs that folder. Processes that do not write replace nothing.
         needs_folder = arguments.get("push_to_hub") or not arguments.get("is_main_process", True)
-        if not _has_adapters_of_ours(self) or needs_folder:
+        if not _has_adapters_of_ours(self):
             return original(self, save_directory, *args, **kwargs)
+        given = arguments if "state_dict" in arguments else arguments.get("kwargs", {})
+        if given.get("state_dict"):
+            given["state_dict"] = by_own_names(self, given["state_dict"])
+        if needs_folder:
+            return original(*bound.args, **bound.kwargs)
         folder = Path(save_directory)
         with written_together(folder, OTHER_FORMAT) as staged:
             # PEFT finds no model card here: it would update one that cannot be read, and fail before the weights.
-            result = original(self, str(staged), *args, **kwargs)
+            arguments["save_directory"] = str(staged)
+            result = original(*bound.args, **bound.kwargs)
             _try_to_write_card(staged, folder, files=staged)
         return result
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterable
 from typing import Any, Optional
 
 import torch
@@ -95,6 +97,29 @@ def check_tensors(model: nn.Module, adapter_name: str, loaded: Tensors) -> None:
             f"{shown}{more}\nWas it made with another configuration or for another base model? Was it cut short? Or did "
             "its training diverge?"
         )
+
+
+def check_saved(saved: Iterable[str], given: Iterable[str], needed: Iterable[str]) -> None:
+    """Check that a state dict which somebody gave for saving has the tensors of the adapter's layers.
+
+    Args:
+        saved: the names that were found in it.
+        given: the names in it; none in processes that save nothing.
+        needed: the names of the adapter's tensors.
+
+    Raises:
+        ValueError: if it has none of them. If it lacks some, there is a warning.
+    """
+    given, missing = list(given), sorted(set(needed) - set(saved))
+    if not given or not missing:
+        return
+    told = f"`state_dict` has no tensors by the names {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+    if len(missing) == len(set(needed)):
+        raise ValueError(
+            f"{told}, those of the adapter in model.state_dict(); its own are {', '.join(given[:3])}, ... Leave "
+            "`state_dict` out, or give it the names of the model."
+        )
+    warnings.warn(f"{told}: the adapter is saved without them, and cannot be loaded as it is.", stacklevel=4)
 
 
 def check_all_used(model: PeftModel, adapter_name: str, loaded: Tensors, source: str) -> None:

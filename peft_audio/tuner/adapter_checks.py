@@ -17,9 +17,15 @@ def check_alone(model: nn.Module, adapter_name: str, prefix: str) -> None:
     Adapters of PEFT's own types may be there; their layers lie within those of this package.
     """
     if isinstance(model, PeftModel):
+        is_ours = any(isinstance(layer, HookedTunerLayer) for layer in model.modules())
+        way_out = (
+            "Add another one with model.add_adapter(name, config), or take them off with model = model.unload()."
+            if is_ours
+            else f"Give its base model, whose {model.peft_type} adapters stay: get_peft_model(model.get_base_model(), config, "
+            "adapter_name='new'), or take them off with model = model.unload()."
+        )
         raise ValueError(
-            f"The model must be a base model, got a {type(model).__name__}, which has adapters already. Add another one "
-            "with model.add_adapter(name, config), or take them off with model = model.unload()."
+            f"The model must be a base model, got a {type(model).__name__}, which has adapters already. {way_out}"
         )
     for layer in model.modules():
         if isinstance(layer, HookedTunerLayer) and layer.prefix != prefix:

@@ -19,7 +19,7 @@ from ..backbones.spec import Backbone, LayerModules
 from ..backbones.table import locate, resolve
 from ..checkpoints.adapter_labels import AdapterLabels, remember_settings
 from ..checkpoints.base_settings import check_settings, read_settings, with_labels_that_fit
-from ..checkpoints.tensors import check_tensors
+from ..checkpoints.tensors import check_saved, check_tensors
 from ..config import EncoderAdapterConfig, filled_in, fresh_config
 from ..heads.weighted_layer_sum import MODULE_NAME, LayerWeights, install_layer_weights, remove_layer_weights
 from ..upstream.peft_modules import adapters_of, trained_modules
@@ -328,6 +328,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         base_model = model.get_base_model() if isinstance(model, PeftModel) else model
         remember_settings(config, base_model, resolve(base_model).spec)
         names = tensors_of_layers(model, list(state_dict))
+        check_saved(names, state_dict, tensors_of_layers(model, list(model.state_dict()), adapter_name))
         return {name: state_dict[key] for name, key in names.items()}
 
     @classmethod

@@ -66,6 +66,24 @@ def without_wrappers(name: str) -> str:
     return name
 
 
+def by_own_names(model: Any, state_dict: Tensors) -> Tensors:
+    """Return a model's state dict by the model's own names, where its names have another prefix.
+
+    A wrapper puts one in front (`module.`, `_orig_mod.`); the state dict of a `PeftModel`'s base model lacks one.
+    """
+    own = [name for adapter_name in model.peft_config for name in adapter_tensors(model, adapter_name)]
+    if not own or not set(own).isdisjoint(state_dict) or not set(model.state_dict()).isdisjoint(state_dict):
+        return state_dict
+    given = {without_wrappers(name): tensor for name, tensor in state_dict.items()}
+    for name, key in ((name, key) for name in own for key in given):
+        if key.endswith(f".{name}") or key == name:
+            prefix = key.removesuffix(name)
+            return {other.removeprefix(prefix): tensor for other, tensor in given.items()}
+        if name.endswith(f".{key}"):
+            return {name.removesuffix(key) + other: tensor for other, tensor in given.items()}
+    return state_dict
+
+
 def without_prefix(tensors: Tensors) -> Tensors:
     """Return the tensors by their names in the base model, with or without PEFT's prefix and torch's wrappers."""
     return {without_wrappers(key).removeprefix(PEFT_MODEL_PREFIX): tensor for key, tensor in tensors.items()}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from transformers import AudioClassificationPipeline, PreTrainedModel
 
 
@@ -60,6 +61,7 @@ LOAD_ADAPTER = UpstreamMethod(
 LOAD_PEFT_ADAPTER = UpstreamMethod(PeftModel, "load_adapter", ("model_id", "adapter_name"))
 DISABLE_ADAPTERS = UpstreamMethod(PreTrainedModel, "disable_adapters", ())
 ENABLE_ADAPTERS = UpstreamMethod(PreTrainedModel, "enable_adapters", ())
+INJECT_ADAPTER = UpstreamMethod(BaseTuner, "inject_adapter", ("model", "adapter_name"))
 AUDIO_PIPELINE = UpstreamMethod(AudioClassificationPipeline, "__init__", ())
 WRAPPED_METHODS = (
     SAVE_ADAPTER,
@@ -71,6 +73,7 @@ WRAPPED_METHODS = (
     LOAD_PEFT_ADAPTER,
     DISABLE_ADAPTERS,
     ENABLE_ADAPTERS,
+    INJECT_ADAPTER,
     AUDIO_PIPELINE,
 )
 

@@ -20,6 +20,7 @@ FEATURES = {
     "LOAD_PEFT_ADAPTER": "weights of other settings are loaded over an adapter",
     "DISABLE_ADAPTERS": "labels of a plain model stay those of an adapter that is disabled",
     "ENABLE_ADAPTERS": "heads of a plain model stay disabled when its adapters are enabled",
+    "INJECT_ADAPTER": "LoRA on a model with adapters of this package is on fewer modules, without a word",
     "LOAD_ADAPTER": "`model.load_adapter` and Auto classes no longer load adapters of this package",
 }
 each_method = pytest.mark.parametrize("constant", FEATURES)
