@@ -16,7 +16,7 @@ PAGE = HERE.parents[1] / "docs" / "peft_tests" / "README.md"
 
 
 def main(arguments):
-    """Exit status: that of a test of this package which fails although it applies and LoRA passes it."""
+    """Run all tests and write the page, or only run those that pytest's arguments pick."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     with tempfile.TemporaryDirectory() as folder:
@@ -36,8 +36,10 @@ def run(arguments):
     from stand_ins import save_models
 
     save_models()
-    options = ["-q", "-c", os.devnull, "--rootdir", str(HERE), "-p", "plugin", "-p", "no:cacheprovider", "--tb=no"]
-    pytest.main([*options, "--no-summary", "-n", "2", *arguments, str(HERE / "cases.py")])
+    options = ["-q", "-c", os.devnull, "--rootdir", str(HERE), "-p", "plugin", "-p", "no:cacheprovider"]
+    if not arguments:
+        options += ["-n", "auto", "--tb=no", "--no-summary"]
+    pytest.main([*options, *arguments, str(HERE / "cases.py")])
     with open(os.environ["PEFT_SUITE_RESULTS"], encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
