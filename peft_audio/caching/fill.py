@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checks import states_at
+from .checks import is_same_sample, states_at
 from .plan import Plan
 from .samples import Samples
-from .store import STATES, Store
+from .store import STATES, Store, autocast_dtype
 
 
 HEADER_BYTES = 512  # of an entry's file, about
@@ -24,10 +24,12 @@ def fill(
     """Compute the entries that are missing or damaged.
 
     Raises:
-        ValueError: they do not fit in, or a sample has changed since it was read.
+        ValueError: they do not fit in, a sample has changed since it was read, or an entry is not what the model
+            computes.
         OSError: the folder cannot be written to.
     """
     missing = {key: index for index, key in enumerate(keys) if store.read(key) is None}
+    _check_found(model, plan, samples, [index for index, key in enumerate(keys) if key not in missing], keys, store)
     if not missing:
         return
     kept = _other_inputs(samples.inputs_of(0), plan)
@@ -42,6 +44,22 @@ def fill(
             # Other processes may have computed some meanwhile.
             indices = {key: missing[key] for key in batch if store.read(key) is None}
             _write_states(model, plan, samples, indices, store)
+
+
+def _check_found(
+    model: nn.Module, plan: Plan, samples: Samples, found: list[int], keys: list[str], store: Store
+) -> None:
+    """Check by one sample that the entries on disk are by this model, which may have hooks that no setting tells of."""
+    entry = store.read(keys[found[0]]) if found else None
+    if entry is None:
+        return
+    computed = states_at(model, plan.split_point, samples.batch([samples.inputs_of(found[0])]))[0].cpu()
+    if not is_same_sample(entry[STATES], computed, autocast_dtype(model)):
+        raise ValueError(
+            f"{store.path(keys[found[0]])}: the states of sample {found[0]} are not those that {type(model).__name__} "
+            "computes now, with the same weights and configuration: a hook, a function, a module or an attribute of one "
+            "differs. Undo that, or name another folder."
+        )
 
 
 def _write_states(model: nn.Module, plan: Plan, samples: Samples, indices: dict[str, int], store: Store) -> None:

@@ -11,25 +11,27 @@ The order of events for one batch of cached states:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..upstream.hooks import remove_hooks
-from ..upstream.peft_modules import is_adapted
 from ..upstream.torch_modules import ABSENT, install_stand_in, is_replica, remove_stand_in
-from ..upstream.torch_tensors import version_of
 from ..upstream.transformers_models import is_checkpointed, is_checkpointed_outside
 from ..utils.around import owners_of_wrappers, unwrap_forward, wrap_forward
 from ..utils.forward_pass import ForwardPass
 from .calls import argument_names, first_argument, is_input, with_first_argument
 from .plan import Plan, Template, map_tensors
-from .split_point import SplitPoint, frozen_modules
+
+
+if TYPE_CHECKING:
+    from .frozen_part import FrozenPart  # which runs the model, as the checks do, from here
 
 
 # Held while stand-ins are in a model. Other threads that run it from states wait; from raw input, they run its own modules.
@@ -127,15 +129,12 @@ class Replay:
 
     Args:
         identity: tells these states from those of other models and other split points.
-        digest: of the frozen tensors, as `digest_of` returned it.
-        digest_of: computes it again, from the model and `SplitPoint.after`.
+        frozen: what the states were computed by.
     """
 
-    def __init__(self, identity: str, digest: str, digest_of: Callable[[nn.Module, Collection[str]], str]) -> None:
+    def __init__(self, identity: str, frozen: FrozenPart) -> None:
         self.identity = identity
-        self.digest = digest
-        self.digest_of = digest_of
-        self.stamp: list[tuple[int, int]] = []
+        self.frozen = frozen
         self.plans: dict[tuple, Plan] = {}
         self.names: list[str] = []
         self.is_replaced = False
@@ -145,14 +144,14 @@ class Replay:
         """Return the one that is installed on the model."""
         return next((owner for owner in owners_of_wrappers(model) if isinstance(owner, Replay)), None)
 
-    def install(self, model: nn.Module, plan: Plan) -> None:
-        """Put the wrapper around the model, whose frozen part has the `digest` now; those for other states are removed."""
+    def install(self, model: PreTrainedModel, plan: Plan) -> None:
+        """Put the wrapper around the model; those for other states are removed."""
         if Replay.on(model) is not self:
             Replay.remove(model)
             wrap_forward(model, self.run)
             model.register_forward_pre_hook(self.refuse_replicas)
+        self.frozen.accept(model)
         self.names = argument_names(model)
-        self.stamp = _stamp(model, plan.split_point)
         self.plans[plan.key] = plan
 
     @staticmethod
@@ -170,7 +169,7 @@ class Replay:
                 "several GPUs. Start one process per GPU instead, `torchrun --nproc_per_node NUM_GPUS train.py`."
             )
 
-    def run(self, forward: Callable[..., Any], model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run(self, forward: Callable[..., Any], model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the model, from cached states if it is given a batch of them."""
         forward_pass = ForwardPass.of(model)
         outer = forward_pass.cached_call
@@ -187,7 +186,7 @@ class Replay:
         self,
         forward_pass: ForwardPass,
         forward: Callable[..., Any],
-        model: nn.Module,
+        model: PreTrainedModel,
         args: tuple,
         kwargs: dict[str, Any],
     ) -> Any:
@@ -198,7 +197,7 @@ class Replay:
         if not isinstance(states, torch.Tensor) or states.dim() <= len(plan.raw_shape) + 1:
             return forward(*args, **kwargs)
         plan = self._plan_for(states, given)
-        self._check_unchanged(model, plan.split_point)
+        self.frozen.check(model)
         _check_checkpointing(model, plan.split_point.path)
         check_options(model, given)
         if forward_pass.current.samples is not None:
@@ -235,36 +234,6 @@ class Replay:
                 "this model and give the model what the cached data set gives."
             )
         return plan
-
-    def _check_unchanged(self, model: nn.Module, split_point: SplitPoint) -> None:
-        stamp = _stamp(model, split_point)
-        if self.stamp == stamp:
-            return
-        # Moving a model to a device, or loading its own weights again, changes the stamp and no value.
-        if self.digest_of(model, split_point.after) != self.digest:
-            raise RuntimeError(
-                f"Weights of the frozen part of {type(model).__name__} (before {split_point.path!r}) have changed since "
-                "the states were computed. Call cache_frozen again."
-            )
-        self.stamp = stamp
-
-
-def _stamp(model: nn.Module, split_point: SplitPoint) -> list[tuple[int, int]]:
-    """Return numbers of which some change when a frozen parameter does.
-
-    Raises:
-        RuntimeError: something trains before the split point.
-    """
-    stamp = []
-    for path, module in frozen_modules(model, split_point.after):
-        parameters = list(module.parameters(recurse=False))
-        if is_adapted(module) or any(parameter.requires_grad for parameter in parameters):
-            raise RuntimeError(
-                f"{path!r} trains now, or has an active adapter, and runs before {split_point.path!r}, where the cached "
-                "states go in. Freeze it, or call cache_frozen again."
-            )
-        stamp += [(parameter.data_ptr(), version_of(parameter)) for parameter in parameters]
-    return stamp
 
 
 def _check_checkpointing(model: nn.Module, path: str) -> None:

@@ -8,14 +8,14 @@ import os
 import shutil
 import time
 import uuid
-import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -26,14 +26,14 @@ from ..upstream.transformers_models import attention_implementation
 from .split_point import frozen_modules
 
 
-FORMAT = 1  # of the entries
+FORMAT = 2  # of the entries
 STATES = "states"
 # The states may change with the versions of these.
 PACKAGES = ("torch", "transformers")
 # Of a model's configuration: they change nothing that is computed before the head.
 NAMES_ONLY = ("_name_or_path", "architectures", "id2label", "label2id", "transformers_version")
 STALE_SECONDS = 3600  # no entry takes that long to write: what is older was left behind by a run that was killed
-CHECKSUM = "crc32"
+CHECKSUM = "xxh3_128"
 
 
 def settings_of(model: PreTrainedModel, path: str, dtype: torch.dtype, digest: str) -> str:
@@ -45,34 +45,53 @@ def settings_of(model: PreTrainedModel, path: str, dtype: torch.dtype, digest: s
         dtype: of the states.
         digest: of the frozen tensors, see `digest_of`.
     """
-    config = model.config.to_dict()
-    device_type = next(model.parameters()).device.type
-    autocast = torch.is_autocast_enabled(device_type)
+    autocast = autocast_dtype(model)
     settings = {
         "format": FORMAT,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "config": {name: value for name, value in config.items() if name not in NAMES_ONLY},
+        "config": config_of(model),
         "attention": attention_implementation(model.config),
         "cut": path,  # the split point: by another name, all folders that exist would be of no use
         "dtype": str(dtype),
-        "autocast": str(torch.get_autocast_dtype(device_type)) if autocast else None,
+        "device": next(model.parameters()).device.type,  # others round in other ways
+        "autocast": None if autocast is None else str(autocast),
         "frozen": digest,
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
     return json.dumps(settings, indent=2, sort_keys=True, default=str)
 
 
+def config_of(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the fields of the model's configuration that may change what it computes."""
+    return {name: value for name, value in model.config.to_dict().items() if name not in NAMES_ONLY}
+
+
+def autocast_dtype(model: nn.Module) -> Optional[torch.dtype]:
+    """Return the dtype of autocast on the model's device, None where it is off."""
+    device_type = next(model.parameters()).device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
 def digest_of(model: nn.Module, after: Collection[str]) -> str:
-    """Return the SHA-256 of all frozen parameters and buffers, with their names."""
-    digest = hashlib.sha256()
+    """Return the checksum of all frozen parameters and buffers, with their names."""
+    return checksum(_frozen_bytes(model, after))
+
+
+def _frozen_bytes(model: nn.Module, after: Collection[str]) -> Iterator[Any]:
     for path, module in sorted(frozen_modules(model, after)):
         tensors: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         tensors.update(module.named_buffers(recurse=False, remove_duplicate=False))
         for name, value in sorted(tensors.items()):
-            digest.update(f"{path} {name} ".encode())
-            for part in _bytes_of(value):
-                digest.update(part)
-    return digest.hexdigest()
+            yield f"{path} {name} ".encode()
+            yield from _bytes_of(value)
+
+
+def checksum(parts: Iterable[Any]) -> str:
+    """Return the XXH3 of these bytes, at the speed of reading them. Chance makes no two the same."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
 
 
 def key_of(inputs: dict[str, torch.Tensor]) -> str:
@@ -126,10 +145,10 @@ class Store:
         try:
             with safe_open(self.path(key), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                checksum = (file.metadata() or {}).get(CHECKSUM)
+                expected = (file.metadata() or {}).get(CHECKSUM)
         except (OSError, SafetensorError):
             return None
-        return tensors if STATES in tensors and checksum == _checksum(tensors) else None
+        return tensors if expected == self._checksum(key, tensors) else None
 
     def write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         """Add an entry, or replace a damaged one. At every moment the whole file is there, or none of it.
@@ -138,7 +157,7 @@ class Store:
             OSError: the folder cannot be written to.
         """
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        self._write(self.path(key), save(tensors, {CHECKSUM: _checksum(tensors)}))
+        self._write(self.path(key), save(tensors, {CHECKSUM: self._checksum(key, tensors)}))
 
     def prepare(self) -> None:
         """Make the folder, and remove what killed runs have left in it."""
@@ -168,6 +187,13 @@ class Store:
             "or fewer of them, or train from the input."
         )
 
+    def _checksum(self, key: str, tensors: dict[str, torch.Tensor]) -> str:
+        """Return the checksum of an entry and its place: the entry of another sample or frozen part has another one."""
+        parts = [f"{self.folder.name} {key} ".encode()]
+        for name in sorted(tensors):
+            parts += [f"{name} ".encode(), *_bytes_of(tensors[name])]
+        return checksum(parts)
+
     def _partial(self) -> Path:
         """Return the folder for unfinished files. It is inside the other, because a move within a file system is atomic."""
         return self.folder / "partial"
@@ -189,14 +215,6 @@ class Store:
         finally:
             with suppress(OSError):
                 temporary.unlink()
-
-
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    value = 0
-    for name in sorted(tensors):
-        for part in _bytes_of(tensors[name]):
-            value = zlib.crc32(part, value)
-    return str(value)
 
 
 def _gb(num_bytes: int) -> str:

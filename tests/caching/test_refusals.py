@@ -144,7 +144,7 @@ def lora_in_lower_layer(model):
 
 
 LATER = {
-    "weights": ("upper_ipet", change_weight, "Weights of the frozen part.*have changed"),
+    "weights": ("upper_ipet", change_weight, "Weights or buffers of the frozen part.*have changed"),
     "training": ("upper_ipet", unfreeze_lower_layer, r"layers.0.* trains now.*cache_frozen again"),
     "adapter": ("upper_ipet", adapt_lower_layer, r"layers.0' trains now, or has an active adapter"),
     "lora": ("upper_lora", lora_in_lower_layer, r"layers.0.attention.q_proj.* trains now"),

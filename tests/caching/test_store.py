@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from cached import Samples, batch_of, frozen_head, logits
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from killing import die_at
 from peft import get_peft_model
 from refusals import files_in
@@ -45,12 +47,12 @@ def test_an_entry_is_what_enters_the_head(tmp_path):
     with torch.no_grad():
         expected = model.wav2vec2(batch["input_values"], batch["attention_mask"]).last_hidden_state
     torch.testing.assert_close(batch_of(cached)["input_values"], expected.reshape(4, NUM_FRAMES, HIDDEN_SIZE))
-    (settings,) = tmp_path.glob("*/settings.json")
-    assert len(settings.parent.name) == 32
-    assert json.loads(settings.read_text())["cut"] == "projector"
+    (written,) = tmp_path.glob("*/settings.json")
+    assert len(written.parent.name) == 32
+    assert json.loads(written.read_text())["cut"] == "projector"
     files = {path.name[:2] == path.parent.name for path in tmp_path.glob("*/??/*.safetensors")}
     assert files == {True} and len(entries(tmp_path)) == 4
-    assert not any((settings.parent / "partial").iterdir())
+    assert not any((written.parent / "partial").iterdir())
 
 
 def test_samples_keep_their_columns(tmp_path):
@@ -157,12 +159,21 @@ def flip(content):
     return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
 
 
+def renamed_mask(content):
+    return content.replace(b'"attention_mask"', b'"attention_masc"')
+
+
 DAMAGE = {
     "truncated": lambda content: content[:-5],
     "empty": lambda content: b"",
     "zeroed": lambda content: bytes(len(content)),
     "one bit": flip,
     "longer": lambda content: content + b"x",
+    "another dtype": lambda content: content.replace(b'"F32"', b'"I32"'),
+    "a dtype that torch lacks": lambda content: content.replace(b'"F32"', b'"X99"'),
+    "another shape": lambda content: content.replace(b"[38,32]", b"[32,38]"),
+    "another name": renamed_mask,
+    "no checksum": lambda content: content.replace(b"xxh3", b"none"),
 }
 
 
@@ -181,6 +192,40 @@ def test_a_damaged_entry_is_told_and_computed_again(damage, tmp_path):
     changed = {name for name, file in entries(tmp_path).items() if before[name] != file}
     assert changed <= {path.stem}
     torch.testing.assert_close(batch_of(again), expected)
+
+
+def test_an_entry_in_the_place_of_another_is_told_and_computed_again(tmp_path):
+    cached = fill(tmp_path)
+    expected = batch_of(cached)
+    paths = [cached.store.path(key) for key in cached.keys]
+    shutil.copy(paths[0], paths[1])
+    with pytest.raises(OSError, match="sample 1 .*damaged or removed"):
+        cached[1]
+    torch.testing.assert_close(batch_of(fill(tmp_path)), expected)
+    model = make_model()
+    other_weight(model)
+    elsewhere = cache_frozen(model, Samples("wav2vec2", padded=True), tmp_path)
+    shutil.copy(elsewhere.store.path(cached.keys[1]), paths[1])
+    with pytest.raises(OSError, match="sample 1 .*damaged or removed"):
+        cached[1]
+    torch.testing.assert_close(batch_of(fill(tmp_path)), expected)
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_damage_anywhere_is_told(data, tmp_path_factory):
+    cached = fill(tmp_path_factory.getbasetemp() / "flipped")
+    path = cached.store.path(cached.keys[2])
+    content = path.read_bytes()
+    place = data.draw(st.one_of(st.integers(0, 300), st.integers(0, len(content) - 1)))
+    flipped = bytes([content[place] ^ 1 << data.draw(st.integers(0, 7))])
+    path.write_bytes(content[:place] + flipped + content[place + 1 :])
+    try:
+        entry = cached.store.read(cached.keys[2])
+    finally:
+        path.write_bytes(content)
+    intact = cached.store.read(cached.keys[2])
+    assert entry is None or all(torch.equal(entry[name], value) for name, value in intact.items())
 
 
 @forks
