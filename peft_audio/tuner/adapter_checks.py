@@ -7,8 +7,14 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..config import EncoderAdapterConfig, method_fields
 from ..upstream.peft_modules import adapter_names, adapters_of, trained_modules
+from ..utils.validation import is_integer
+from .adapter_parts import AdapterParts
 from .tuner_layer import HookedTunerLayer
+
+
+LARGE = 10**8  # parameters that no machine lacks the memory for
 
 
 def check_alone(model: nn.Module, adapter_name: str, prefix: str) -> None:
@@ -85,4 +91,25 @@ def check_in_memory(model: nn.Module) -> None:
             f"The weights of the base model must be in memory, but accelerate offloads some of this {type(model).__name__} "
             "to the CPU or to disk, and adapters cannot be put on what is not there. Load it without `device_map`, put "
             "the adapter on, and offload the whole then, e.g. with accelerate.cpu_offload(model, execution_device=0)."
+        )
+
+
+def check_size(config: EncoderAdapterConfig, parts: AdapterParts, num_layers: int, model: nn.Module) -> None:
+    """Raise ValueError if an adapter would take far more memory than its model, before it takes any.
+
+    Args:
+        config: its configuration, which may come from a stranger's file.
+        parts: what it puts on one layer, on the meta device.
+        num_layers: number of layers that it is put on.
+        model: the base model.
+    """
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    size = num_layers * sum(parameter.numel() for module in modules for parameter in module.parameters())
+    model_size = sum(parameter.numel() for parameter in model.parameters())
+    if size > max(LARGE, 10 * model_size):
+        sizes = {name: value for name in method_fields(config) if is_integer(value := getattr(config, name))}
+        name = max(sizes, key=lambda field: sizes[field])
+        raise ValueError(
+            f"`{name}` must give an adapter of at most ten times the {model_size:,} parameters of this "
+            f"{type(model).__name__}, got {sizes[name]}, which makes {size:,}. Take a smaller value."
         )

@@ -26,7 +26,7 @@ from ..upstream.peft_modules import adapters_of, trained_modules
 from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX, may_sizes_differ, tensors_of_layers
 from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
-from .adapter_checks import check_adapter_name, check_alone, check_apart, check_in_memory
+from .adapter_checks import check_adapter_name, check_alone, check_apart, check_in_memory, check_size
 from .adapter_parts import AdapterParts
 from .encoder_layer import EncoderTunerLayer
 from .from_state_dict import take_layers
@@ -101,7 +101,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
     def check_fit(self, config: ConfigT, backbone: Backbone) -> None:
         """Raise ValueError if the configuration does not fit the backbone. Changes nothing."""
         with torch.device("meta"):
-            self.build_parts(config, backbone, backbone.first_layer)
+            parts = self.build_parts(config, backbone, backbone.first_layer)
+        check_size(config, parts, len(self.target_names(config, backbone)), self.model)
 
     # ---- injection -----------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import METHODS, NUM_LABELS, make, make_inputs, randomize
 
@@ -91,9 +91,22 @@ def test_a_negative_variance_is_refused(folder):
 
 
 def test_sizes_are_compared_with_the_file_before_they_get_memory(folder):
-    edit(folder, bottleneck_dim=10**8)  # 50 GB
+    edit(folder, bottleneck_dim=10**5)
     with pytest.raises(ValueError, match="wrong shape: "):
         AutoPeftModelForAudioClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("load", ["auto", "peft", "new"])
+@pytest.mark.parametrize("field", ["bottleneck_dim", "conv_kernel"])
+def test_an_adapter_far_larger_than_its_model_is_refused_before_it_gets_memory(folder, load, field):
+    edit(folder, **{field: 10**8 - 1})  # up to 50 GB
+    with pytest.raises(ValueError, match=f"`{field}` must give an adapter of at most ten times the .*got 99999999"):
+        if load == "auto":
+            AutoPeftModelForAudioClassification.from_pretrained(folder)
+        elif load == "peft":
+            PeftModel.from_pretrained(make("wav2vec2"), folder)
+        else:
+            get_peft_model(make("wav2vec2"), PeftConfig.from_pretrained(folder))
 
 
 DEEP = json.loads("[" * 50 + "]" * 50)

@@ -246,15 +246,20 @@ ADAPTERS = [
         r"Only one active adapter can bring layer norms.*got \['a', 'b'\]. Activate one",
     ),
     row(
-        "batch of strangers", (two_adapters, batch(["a", "c"])), ValueError, "`adapter_names` .*'c'.*'a', 'b'; '__base"
+        "batch of strangers",
+        (two_adapters, batch(["a", "c"])),
+        ValueError,
+        "non-existing .*: c. `adapter_names` .*'a', 'b'; '__base",
     ),
-    row("batch of a name", (two_adapters, batch("default")), ValueError, "`adapter_names` .*'d', 'e', 'f'"),
+    row(
+        "batch of a name", (two_adapters, batch("default")), ValueError, "non-existing .*: d, e, f, .*`adapter_names` "
+    ),
     row("batch of too many", (two_adapters, batch(["a"] * 3)), ValueError, "got 3 names for a batch of 2 samples"),
     row(
         "batch of numbers",
         (two_adapters, batch([1, "c"])),
         ValueError,
-        "`adapter_names` .*1",
+        "non-existing .*: 1, c. `adapter_names` ",
     ),
     row("plain: set", (plain_model, lambda m: m.set_adapter("c")), ValueError, "name c not found.*'a'"),
     row("plain: delete", (plain_model, lambda m: m.delete_adapter("c")), ValueError, "not present.*: c"),
