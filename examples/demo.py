@@ -34,6 +34,7 @@ from peft_audio.trainer import (
     saved_bytes,
     single_label_metrics,
 )
+from peft_audio.utils.ranges import COUNT
 
 
 # PEFT warns of this for every model, and nobody who runs this can do anything about it.
@@ -153,8 +154,8 @@ def run(console: Console, folder: Path, epochs: int | None, clips_per_class: int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, help="passes over the training clips, instead of each method's own")
-    parser.add_argument("--clips_per_class", type=int, help="training clips of each class, instead of all 16")
+    parser.add_argument("--epochs", type=COUNT, help="passes over the training clips, instead of each method's own")
+    parser.add_argument("--clips_per_class", type=COUNT, help="training clips of each class, instead of all 16")
     parser.add_argument("--reload", nargs=3, metavar=("ADAPTER", "FEATURES", "LOGITS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.set_verbosity_error()

@@ -20,6 +20,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging
 
 from peft_audio.data import load_waveform
+from peft_audio.utils.ranges import Range
 
 
 TOP_K = 5
@@ -120,7 +121,11 @@ def load(sources: list[str] | None) -> Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", nargs="+", metavar="FOLDER_OR_HUB_ID", help="adapters of one base model")
-    parser.add_argument("--port", type=int, help="where the page is served; the first free one from 7860 if left out")
+    parser.add_argument(
+        "--port",
+        type=Range(1, 65_535, whole=True),
+        help="where the page is served; the first free one from 7860 if left out",
+    )
     parser.add_argument("--share", type=string_to_bool, default=False, help="True: a public address, through gradio")
     arguments = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:

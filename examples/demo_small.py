@@ -39,6 +39,7 @@ from peft_audio import (
     ParallelMLPAdapterConfig,
     load_classifier,
 )
+from peft_audio.utils.ranges import COUNT
 
 
 # PEFT warns of this for every model, and nobody who runs this can do anything about it.
@@ -204,8 +205,8 @@ def run(console: Console, folder: Path, epochs: int, clips_per_class: int) -> bo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6, help="passes over the training clips")
-    parser.add_argument("--clips_per_class", type=int, default=50, help="training clips of each class")
+    parser.add_argument("--epochs", type=COUNT, default=6, help="passes over the training clips")
+    parser.add_argument("--clips_per_class", type=COUNT, default=50, help="training clips of each class")
     parser.add_argument("--reload", nargs=3, metavar=("ADAPTER", "INPUTS", "LOGITS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.set_verbosity_error()

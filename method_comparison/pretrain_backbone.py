@@ -14,6 +14,7 @@ whose metadata.csv has the columns file_name, label and fold.
 """
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +43,14 @@ from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     ASTForAudioClassification,
-    HfArgumentParser,
     get_cosine_schedule_with_warmup,
     set_seed,
 )
 
 from peft_audio.data import DataError, extract_features, read_audiofolder
+from peft_audio.trainer import check_writable
+from peft_audio.trainer.command_line import parse_dataclasses
+from peft_audio.utils.ranges import COUNT, SEED, Range, check_ranges
 
 
 @dataclass
@@ -78,11 +81,22 @@ class Arguments:
     probe: str | None = field(default=None, metadata={"help": "Audiofolder with folds on which to probe the model."})
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "num_clips", "save_steps", "num_threads", "num_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 1 <= self.kept_columns <= MAX_LENGTH // 16:
-            raise ValueError(f"`kept_columns` must lie in [1, {MAX_LENGTH // 16}], got {self.kept_columns}.")
+        check_ranges(self, RANGES)
+        if self.hidden_size % 32:  # a head has 32 dimensions
+            raise ValueError(f"hidden_size must be a multiple of 32, got {self.hidden_size}.")
+
+
+RANGES = {
+    **dict.fromkeys(("steps", "batch_size", "num_clips", "save_steps", "texture_size"), COUNT),
+    **dict.fromkeys(("label_weight", "learning_rate", "weight_decay"), Range()),
+    **dict.fromkeys(("warmup_ratio", "full_ratio", "ema_decay"), Range(0, 1)),
+    "num_probe_clips": Range(4, COUNT.high, whole=True),  # two halves with two sources each
+    "seed": Range(0, SEED.high - 1_000_003, whole=True),  # held-out clips have one that is higher by as much
+    "kept_columns": Range(1, MAX_LENGTH // 16, whole=True),
+    "num_threads": Range(1, 1024, whole=True),
+    "num_hidden_layers": Range(1, 1000, whole=True),
+    "hidden_size": Range(32, 100_000, whole=True),
+}
 
 
 # --- generated clips ------------------------------------------------------------------------------------------------
@@ -338,10 +352,14 @@ def probe_recordings(args: Arguments) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
+    (args,) = parse_dataclasses([Arguments], arguments)
+    check_writable("output_dir", args.output_dir)
     torch.set_num_threads(args.num_threads)
     return probe_recordings(args) if args.probe else pretrain(args)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

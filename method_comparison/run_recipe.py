@@ -22,6 +22,7 @@ from data_sets import DATA_SETS
 from experiments.backbones import BACKBONES, BackboneError, published_size
 from experiments.parts import parts_of
 from experiments.recipe import Recipe, RecipeError, load_recipe, matching, recipe_names
+from experiments.recipe_checks import check_recipe, told
 from experiments.report import RULES, summarize
 from experiments.runs import Setting, run
 from files import write_json
@@ -29,9 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_audio.data import BadAudioError, DataError
+from peft_audio.trainer import check_writable
+from peft_audio.utils.ranges import SEED, Range
 
 
-ERRORS = (BackboneError, BadAudioError, DataError, RecipeError)
+ERRORS = (BackboneError, BadAudioError, DataError, OSError, RecipeError)
+WORKERS = Range(0, 1024, whole=True)
 TITLES = {"accuracy": "accuracy", "map": "mAP", "equal_error_rate": "EER", "min_dcf": "minDCF"}
 PERCENT = ("accuracy", "equal_error_rate")
 
@@ -47,12 +51,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache_dir", type=Path, help="decoded clips and features; below --output_dir if left out")
     parser.add_argument("--musan_dir", type=Path, help="the MUSAN corpus, for recipes with its noise")
     parser.add_argument("--folds", nargs="+", help="run these folds only")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="repeat every training with these seeds")
+    parser.add_argument("--seeds", nargs="+", type=SEED, default=[0], help="repeat every training with these seeds")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change settings of the recipe")
     parser.add_argument("--skip_bad_files", action="store_true", help="leave unusable audio files out")
     parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
     parser.add_argument("--use_cpu", action="store_true", help="train on the CPU even if there is a GPU")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare the batches")
+    parser.add_argument("--num_workers", type=WORKERS, default=0, help="processes that prepare the batches")
     return parser.parse_args(arguments)
 
 
@@ -66,10 +70,17 @@ def main(arguments: list[str] | None = None) -> dict:
     recipes = [load_recipe(name, changes(args.set)) for name in matching(args.recipes)]
     if not recipes:
         raise RecipeError("Name a recipe; `--list` shows all of them.")
+    for recipe in recipes:
+        check_recipe(recipe)
     if args.dry_run:
         return {recipe.name: show(recipe, args, console) for recipe in recipes}
     if args.data_dir is None:
         raise RecipeError("--data_dir is missing: the folder of the data set, unpacked as it is published.")
+    try:
+        check_writable("--output_dir", args.output_dir)
+        check_writable("--cache_dir", args.cache_dir or args.output_dir)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     return {recipe.name: measure(recipe, args, console) for recipe in recipes}
 
 
@@ -78,13 +89,18 @@ def changes(settings: list[str]) -> dict[str, object]:
     for setting in settings:
         if "=" not in setting:
             raise RecipeError(f"--set {setting}: must be FIELD=VALUE, e.g. epochs=5.")
-    return {name: yaml.safe_load(value) for name, _, value in (setting.partition("=") for setting in settings)}
+    try:
+        return {name: yaml.safe_load(value) for name, _, value in (setting.partition("=") for setting in settings)}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set: a value is no YAML ({' '.join(str(error).split())}).") from None
 
 
 def show(recipe: Recipe, args: argparse.Namespace, console: Console) -> dict[str, int]:
     """Print what a recipe would run, and return how much trains. Needs neither data nor weights."""
     data_set = DATA_SETS[recipe.data_set]
-    counts = published_size(recipe, data_set.num_labels or count_labels(recipe, args.data_dir))
+    num_labels = data_set.num_labels or count_labels(recipe, args.data_dir)
+    with told(recipe, "options"):
+        counts = published_size(recipe, num_labels)
     folds = 1 if "split" in recipe.data_options else recipe.data_options.get("folds", data_set.folds or 1)
     parts = len(args.folds) if args.folds else folds
     table = Table(title=f"{recipe.name} ({recipe.source})", show_header=False, title_justify="left")

@@ -3,6 +3,7 @@
 The tables are YAML files in `method_comparison/recipes/`, one a paper; `experiments.tables` says how they are written.
 """
 
+import dataclasses
 import difflib
 import types
 import typing
@@ -11,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from peft_audio.utils.ranges import COUNT, Range
 
 from .tables import RecipeError, read_tables
 
@@ -95,7 +98,12 @@ CHOICES = {
     "fill": ("pad", "repeat"),
     "rule": ("test", "validation", "last"),
 }
-POSITIVE = ("epochs", "batch_size", "learning_rate", "few_shot", "frames", "stride", "code_size", "test_segments")
+RANGES = {
+    **dict.fromkeys(("epochs", "batch_size", "test_segments"), COUNT),
+    **dict.fromkeys(("few_shot", "stride", "code_size"), dataclasses.replace(COUNT, optional=True)),
+    "frames": Range(1, 100_000, whole=True, optional=True),  # 1,000 s
+    "learning_rate": Range(0, above=True),
+}
 PAIRS = ("spec_augment", "weight_average")
 
 
@@ -191,10 +199,9 @@ def _check(where: str, recipe: Recipe) -> None:
     for name, choices in CHOICES.items():
         if getattr(recipe, name) not in choices:
             raise RecipeError(f"{where}: {name!r} must be one of {', '.join(choices)}, got {getattr(recipe, name)!r}.")
-    for name in POSITIVE:
-        value = getattr(recipe, name)
-        if value is not None and value <= 0:
-            raise RecipeError(f"{where}: {name!r} must be above 0, got {value!r}.")
+    for name, wanted in RANGES.items():
+        if getattr(recipe, name) not in wanted:
+            raise RecipeError(f"{where}: {name!r} must be {wanted}, got {getattr(recipe, name)!r}.")
     for name in PAIRS:
         value = getattr(recipe, name)
         if value is not None and (len(value) != 2 or not all(type(number) is int and number >= 0 for number in value)):

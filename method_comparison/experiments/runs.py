@@ -62,7 +62,7 @@ def run(recipe: Recipe, part: Part, seed: int, setting: Setting) -> dict:
         What `result.json` in the run's folder holds: the metrics after every epoch, sizes and times.
 
     Raises:
-        RecipeError: the folder has the result of other settings, or the recipe needs something that is not given.
+        RecipeError: the folder has the result of other settings, a damaged one, or the recipe needs something that is not given.
     """
     folder = setting.output_dir / recipe.name / part.name / f"seed-{seed}"
     settings = {"recipe": dataclasses.asdict(recipe), "model": setting.model_name_or_path}
@@ -78,8 +78,12 @@ def finished(path: Path, settings: dict) -> dict | None:
     """The result at `path`, None where there is none. Raises `RecipeError` if it is of other settings."""
     if not path.is_file():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if result["settings"] != settings:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found = result["settings"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RecipeError(f"{path}: is no result of a run ({error!r}). Remove it to run again.") from None
+    if found != settings:
         raise RecipeError(
             f"{path}: is the result of other settings. Choose another --output_dir, or remove the folder to run again."
         )

@@ -1,6 +1,7 @@
 """Learning rates that change with the epochs, for the Trainer's `optimizers=(optimizer, schedule)`."""
 
 import functools
+import math
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -39,10 +40,10 @@ def epoch_steps(
         ("every", every, 1),
         ("warmup_steps", warmup_steps, 0),
     ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
-    if factor <= 0:
-        raise ValueError(f"factor must be above 0, got {factor}.")
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    if not 0 < factor < math.inf:
+        raise ValueError(f"factor must be a number above 0, got {factor}.")
     milestones = range(start, stop, every)
     return LambdaLR(optimizer, functools.partial(_rate, steps_per_epoch, milestones, factor, warmup_steps))
 

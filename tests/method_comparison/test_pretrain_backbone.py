@@ -114,7 +114,7 @@ def test_patch_dropout_keeps_special_tokens_and_whole_columns():
 
 @pytest.mark.parametrize("name, value", [("steps", 0), ("kept_columns", 33), ("batch_size", -1)])
 def test_unusable_arguments_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must .*, got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must .*, got {value}"):
         pretraining.Arguments(output_dir="", **{name: value})
 
 

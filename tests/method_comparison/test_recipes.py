@@ -140,7 +140,10 @@ WRONG = {
     "a text for a number": (f"{ROW}frames: long\n", "'frames' must be int or null, got 'long'"),
     "a word for a fraction": (ROW.replace("0.1", "slow"), "'learning_rate' must be float, got 'slow'"),
     "a truth value for a number": (ROW.replace("epochs: 1", "epochs: yes"), "'epochs' must be int, got True"),
-    "nothing for epochs": (ROW.replace("epochs: 1", "epochs: 0"), "'epochs' must be above 0, got 0"),
+    "nothing for epochs": (
+        ROW.replace("epochs: 1", "epochs: 0"),
+        "'epochs' must be a whole number from 1 to 1,000,000, got 0",
+    ),
     "one mask": (f"{ROW}spec_augment: [4]\n", r"'spec_augment' must be two numbers from 0 up, got \[4\]"),
     "too much mixup": (f"{ROW}mixup: 1.5\n", "'mixup' must lie between 0 and 1, got 1.5"),
     "an unknown loss": (f"{ROW}loss: hinge\n", "'loss' must be one of cross_entropy, .*got 'hinge'"),
