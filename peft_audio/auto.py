@@ -23,7 +23,7 @@ from .checkpoints.loading import renamed
 from .checkpoints.local_copy import local_copy
 from .checkpoints.restoring import restore_settings
 from .checkpoints.tensors import check_all_used, read_config, read_weights
-from .config import EncoderAdapterConfig
+from .config import EXACT, EncoderAdapterConfig
 from .heads.weighted_layer_sum import MODULE_NAME
 from .tuner.quantized import check_not_quantized
 from .upstream.peft_state_dict import PEFT_MODEL_PREFIX, Tensors
@@ -125,7 +125,7 @@ def _load_base_model(config: PeftConfig, weights: Tensors, source: str, kwargs: 
             "PeftModel.from_pretrained(base_model, folder)."
         )
     settings = (config.base_settings or {}) if isinstance(config, EncoderAdapterConfig) else {}
-    saved_head = tuple(getattr(config, "modules_to_save", None) or ())
+    saved_head = tuple(name.removeprefix(EXACT) for name in getattr(config, "modules_to_save", None) or ())
     if kwargs.pop("output_loading_info", False):
         raise ValueError(
             "`output_loading_info` must be left out: one model is returned, with its adapter. Load the base model yourself "

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import ASTConfig
 
 from ..upstream.peft_modules import has_adapters
+from ..upstream.transformers_models import replaces
 from ..utils.validation import require, require_positive_integer
 
 
@@ -96,7 +97,8 @@ def _resize_positions_of(embeddings: Any, target: dict[str, int]) -> None:
     old_positions = embeddings.position_embeddings
     with torch.no_grad():
         positions = resize_positions(old_positions, patch_grid(config), (same_length, new_grid))
-    embeddings.position_embeddings = nn.Parameter(positions, requires_grad=old_positions.requires_grad)
+    new_positions = nn.Parameter(positions, requires_grad=old_positions.requires_grad)
+    embeddings.position_embeddings = replaces(new_positions, old_positions)
     embeddings.patch_embeddings.projection.stride = strides
 
 

@@ -12,7 +12,7 @@ QUERY_VALUE_NAMES = (("q_proj", "v_proj"), ("query", "value"), ("query_proj", "v
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Return the names of the modules of a model's classification head.
+    """Return the names of the modules of a model's head.
 
     The adapters of this package train the head by themselves. PEFT's own need these names:
     `LoraConfig(modules_to_save=head_modules(model), ...)`.

@@ -34,8 +34,11 @@ class EncoderSpec:
         attention_norm: the norm before attention, from an encoder layer; None in post-norm layers.
         attention_output: the module whose output is the attention block's, from an encoder layer; None where that is
             `attention` itself.
-        head: the modules of the classification head, from the model; those that a model lacks are left out.
+        head: the modules of the head, from the model; those that a model lacks are left out. A `ModuleList` stands for
+            its items.
         layer_weights: the parameter that weights the hidden states, from the model, where the type has one.
+        frame_adapter: convolutions behind the encoder layers, which some models get when they are loaded for a task
+            (`add_adapter=True`), from the encoder. They train and are saved unless the checkpoint has them.
         frame_projection: the head's module that sees every frame before mean pooling, where the type has one.
         feature_encoder: the convolutions in front of the transformer, from the encoder, where there are some that can
             be frozen with `_freeze_parameters()`.
@@ -71,6 +74,7 @@ class EncoderSpec:
     attention_output: Optional[Paths] = None
     head: tuple[str, ...] = ("classifier",)
     layer_weights: Optional[str] = None
+    frame_adapter: Optional[str] = None
     frame_projection: Optional[str] = None
     feature_encoder: Optional[Paths] = None
     patch_projection: Optional[Paths] = None
@@ -112,6 +116,7 @@ class Backbone:
         hidden_size: width d of the tokens.
         patch_size: where the model has one.
         head: its head modules' paths.
+        frame_adapter: path of its convolutions behind the encoder layers, None where it has none.
         input_shape: shape of one input, see `EncoderSpec`.
         encoder: the model without its head.
         first_layer: the modules of the first encoder layer.
@@ -125,6 +130,7 @@ class Backbone:
     hidden_size: int
     patch_size: Optional[int]
     head: tuple[str, ...]
+    frame_adapter: Optional[str]
     input_shape: tuple[Optional[int], ...]
     input_name: Optional[str]
     encoder: nn.Module = field(repr=False)

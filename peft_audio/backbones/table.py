@@ -53,13 +53,13 @@ _FRAMES = EncoderSpec(
     attention="attention",
     feed_forward_norm="layer_norm",
     feed_forward="feed_forward",
-    head=("projector", "classifier"),
+    head=("projector", "tdnn", "feature_extractor", "classifier", "objective", "lm_head"),
     layer_weights="layer_weights",
     frame_projection="projector",
     settings=("use_weighted_layer_sum",),
 )
 
-_WAVEFORM = replace(_FRAMES, feature_encoder="feature_extractor", input="feature_extractor")
+_WAVEFORM = replace(_FRAMES, feature_encoder="feature_extractor", input="feature_extractor", frame_adapter="adapter")
 
 _WAV2VEC2 = replace(_WAVEFORM, keys_and_values=("k_proj", "v_proj"))
 
@@ -225,18 +225,20 @@ def resolve(model: Any) -> Backbone:
     first = locate(layers[0], spec, model_type)
     input_module = _find_optional(encoder, spec.input, model_type, "input")
     source = None if spec.positions is None else spec.positions.source
+    feature_encoder = _find_optional(encoder, spec.feature_encoder, model_type, "feature_encoder")
     return Backbone(
         model_type=model_type,
         spec=spec,
         layer_names=tuple(names[id(layer)] for layer in layers),
         hidden_size=_shape(first.feed_forward_norm)[-1],
         patch_size=getattr(model.config, "patch_size", None),
-        head=tuple(name for name in spec.head if _has_parameters(model, name)),
+        head=_head(model, spec.head, feature_encoder),
+        frame_adapter=None if spec.frame_adapter is None else names.get(id(_get(encoder, spec.frame_adapter))),
         input_shape=tuple(spec.input_shape(model.config)),
         input_name=None if input_module is None else names[id(input_module)],
         encoder=encoder,
         first_layer=first,
-        feature_encoder=_find_optional(encoder, spec.feature_encoder, model_type, "feature_encoder"),
+        feature_encoder=feature_encoder,
         patch_projection=_find_optional(encoder, spec.patch_projection, model_type, "patch_projection"),
         position_source=_find_optional(encoder, source, model_type, "positions.source"),
     )
@@ -293,6 +295,13 @@ def _get(root: Any, path: str) -> Optional[nn.Module]:
     return root
 
 
-def _has_parameters(model: nn.Module, path: str) -> bool:
-    module = _get(model, path)
-    return module is not None and any(True for _ in module.parameters())
+def _head(model: nn.Module, names: tuple[str, ...], feature_encoder: Optional[nn.Module]) -> tuple[str, ...]:
+    """Return the paths of those modules of the head that the model has; a list of modules gives its items."""
+    found = [(name, _get(model, name)) for name in names]
+    # A bare encoder has a module by the name of an x-vector head's, its feature encoder.
+    modules = [(name, module) for name, module in found if module is not None and module is not feature_encoder]
+    paths = []
+    for name, module in modules:
+        items = [f"{name}.{index}" for index in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
+        paths += [path for path in items if any(True for _ in model.get_submodule(path).parameters())]
+    return tuple(paths)

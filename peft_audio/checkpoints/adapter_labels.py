@@ -76,7 +76,7 @@ class AdapterLabels:
             self.shown.base_settings = {**(self.shown.base_settings or {}), **now}
 
     def _has_labels(self, config: EncoderAdapterConfig) -> bool:
-        has_head = bool(self.head) and self.head <= set(config.modules_to_save or ())
+        has_head = bool(self.head) and self.head <= set(config.saved_modules)
         return has_head and bool((config.base_settings or {}).get(LABELS))
 
     def _read(self) -> Optional[dict[str, Any]]:

@@ -52,7 +52,7 @@ def restore_labels(model: Any, config: EncoderAdapterConfig) -> None:
     """
     settings, head = config.base_settings or {}, resolve(model).head
     labels = labels_of(settings)
-    if not labels or not head or not set(head) <= set(config.modules_to_save or ()):
+    if not labels or not head or not set(head) <= set(config.saved_modules):
         return
     has_other_size = len(labels) != model.config.num_labels
     set_labels(model.config, settings)

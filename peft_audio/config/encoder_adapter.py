@@ -16,6 +16,10 @@ from ..utils.validation import is_integer, require, require_boolean
 from .base_settings import normal_settings
 
 
+EXACT = "^"
+"""In front of a name in `modules_to_save`: the path of one module. PEFT takes all modules whose paths end in a name."""
+
+
 @dataclass
 class EncoderAdapterConfig(PeftConfig):
     """Base class of the configurations.
@@ -25,7 +29,7 @@ class EncoderAdapterConfig(PeftConfig):
             indices count from the end. None adapts every layer. An empty list adapts none: only the head is trained
             (linear probe).
         modules_to_save (`list[str]`, *optional*): modules to train and save besides the adapter. None stands for the
-            base model's classification head, an empty list for no module.
+            base model's head, and what else the base model's checkpoint lacked; an empty list for no module.
         init_weights (`bool`): True starts from the method's own initial values. False draws every weight at random, so
             that the adapter changes the output from the start (for tests).
         base_settings (`dict`, *optional*): base-model settings: labels, input length and the like of the model that the
@@ -122,6 +126,11 @@ class EncoderAdapterConfig(PeftConfig):
         told, or it takes the lack of a match for a mistake.
         """
         return NO_TARGET_MODULES if self.layers_to_transform == [] else None
+
+    @property
+    def saved_modules(self) -> list[str]:
+        """The names in `modules_to_save` without the mark of those that are whole paths."""
+        return [name.removeprefix(EXACT) for name in self.modules_to_save or ()]
 
     def selected_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the indices of the layers to adapt, in ascending order.

@@ -11,6 +11,7 @@ from ..config import EncoderAdapterConfig, method_fields
 from ..upstream.peft_modules import adapter_names, adapters_of, trained_modules
 from ..utils.validation import is_integer
 from .adapter_parts import AdapterParts
+from .trained_modules import paths_of
 from .tuner_layer import HookedTunerLayer
 
 
@@ -71,7 +72,7 @@ def check_adapter_name(adapter_name: str, model: nn.Module, prefix: str, parts: 
 
 def check_apart(names: list[str], model: nn.Module, targets: set[str]) -> None:
     """Raise ValueError if modules to be trained whole lie within one another, or around or within adapted ones."""
-    paths = [path for path, _ in model.named_modules() if any(path == n or path.endswith("." + n) for n in names)]
+    paths = paths_of(names, model)
     for path in paths:
         for other in targets | set(paths) - {path}:
             if path == other or path.startswith(other + ".") or other.startswith(path + "."):

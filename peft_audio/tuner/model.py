@@ -26,16 +26,16 @@ from ..upstream.peft_modules import adapters_of, trained_modules
 from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX, may_sizes_differ, tensors_of_layers
 from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
-from .adapter_checks import check_adapter_name, check_alone, check_apart, check_in_memory, check_size
+from .adapter_checks import check_adapter_name, check_alone, check_in_memory, check_size
 from .adapter_parts import AdapterParts
 from .encoder_layer import EncoderTunerLayer
 from .from_state_dict import take_layers
 from .mixed_batch import mixed_batch
 from .model_calls import install_model_calls, remove_model_calls
-from .quantized import check_not_quantized
 from .read_tokens import install_read_tokens, remove_read_tokens
 from .row_check import check_row_once
-from .trained_modules import install_trained_modules, train_in_float32, unambiguous
+from .saved_modules import modules_to_save
+from .trained_modules import install_trained_modules, train_in_float32, train_marked
 from .training_setup import install_training_setup, remove_training_setup
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
 
@@ -129,6 +129,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         finally:
             self._injection = None
+        train_marked(model, config, adapter_name, activate=adapter_name in self.active_adapters)
         backbone = resolve(model)
         self._couple_heads(model, adapter_name)
         self._freeze_feature_encoder(backbone)
@@ -227,33 +228,14 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
             if may_sizes_differ():
                 peft_config.base_settings = with_labels_that_fit(peft_config.base_settings, self.model, backbone)
             check_settings(peft_config.base_settings, self.model, backbone)
-        modules_to_save = self._modules_to_save(peft_config, backbone, targets)
+        names = modules_to_save(self.model, peft_config, backbone, targets)
         if not any(isinstance(module, HookedTunerLayer) for module in self.model.modules()):
             check_row_once(self.model, backbone)
 
         self._injection = Injection(backbone, frozenset(targets))
-        peft_config.modules_to_save = modules_to_save
+        peft_config.modules_to_save = names
         remember_settings(peft_config, self.model, backbone.spec)
         return peft_config
-
-    def _modules_to_save(self, config: EncoderAdapterConfig, backbone: Backbone, targets: list[str]) -> list[str]:
-        parameter = backbone.spec.layer_weights
-        has_layer_weights = parameter is not None and hasattr(self.model, parameter)
-        if config.modules_to_save is None:
-            check_not_quantized(self.model, backbone.head)
-            return [*backbone.head, *([MODULE_NAME] if has_layer_weights else [])]
-        names = [MODULE_NAME if name == parameter and has_layer_weights else name for name in config.modules_to_save]
-        known = [name for name, _ in self.model.named_modules()] + ([MODULE_NAME] if has_layer_weights else [])
-        missing = [name for name in names if not any(path == name or path.endswith("." + name) for path in known)]
-        if missing:
-            raise ValueError(
-                f"`modules_to_save` must name modules of {type(self.model).__name__}, which has none called "
-                f"{', '.join(map(repr, missing))}. Its head: {', '.join(map(repr, backbone.head)) or 'none'}."
-            )
-        names = unambiguous(names, self.model)
-        check_apart(names, self.model, set(targets))
-        check_not_quantized(self.model, names)
-        return names
 
     def _prepare_model(self, peft_config: ConfigT, model: nn.Module) -> None:  # type: ignore[override] # as above
         parameter_name = self._place.backbone.spec.layer_weights

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from .trained_modules import paths_of
+
 
 # Packages whose quantized tensors may pass for floating-point ones.
 PACKAGES = ("bitsandbytes.", "torchao.", "optimum.quanto.")
@@ -19,9 +21,8 @@ def is_quantized(parameter: nn.Parameter) -> bool:
 def check_not_quantized(model: nn.Module, names: Iterable[str]) -> None:
     """Raise ValueError if a module of these names, which is to be trained, has quantized weights."""
     names = list(names)
-    for path, module in model.named_modules():
-        is_named = any(path == name or path.endswith("." + name) for name in names)
-        if is_named and any(map(is_quantized, module.parameters())):
+    for path in paths_of(names, model):
+        if any(map(is_quantized, model.get_submodule(path).parameters())):
             raise ValueError(
                 f"`modules_to_save` has {path!r} trained, but its weights are quantized, which cannot be. Load the base "
                 f"model with BitsAndBytesConfig(llm_int8_skip_modules={names}), in other quantization configurations "

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import torch
+from peft.utils import set_additional_trainable_modules
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ..config import EXACT, EncoderAdapterConfig
 from ..upstream.peft_modules import copy_of, trained_modules
 from ..utils.around import owners_of_wrappers, wrap_forward
 from ..utils.forward_pass import ForwardPass
@@ -78,18 +81,37 @@ def train_in_float32(modules: Iterable[AuxiliaryTrainingWrapper], adapter_name: 
 
 
 def unambiguous(names: list[str], model: nn.Module) -> list[str]:
-    """Return names of modules by which PEFT finds those modules and no others.
+    """Return names of modules by which PEFT finds those modules and no others, and marked paths, which it does not find.
 
-    PEFT takes every module whose path ends in the name, `patch_embeddings` for "embeddings". Here a name is a whole
-    step of the path, or several.
+    PEFT takes every module whose path ends in the name, `patch_embeddings` for "embeddings". Here a name is a path, or
+    else the last step of paths, or several.
     """
     paths = [path for path, _ in model.named_modules() if path]
     result: list[str] = []
     for name in names:
-        meant = [path for path in paths if path == name or path.endswith(f".{name}")]
-        is_clear = not meant or meant == [path for path in paths if path.endswith(name)]
-        result += [name] if is_clear else meant
+        meant = [name] if name in paths else [path for path in paths if path.endswith(f".{name}")]
+        if name.startswith(EXACT) or not meant or meant == [path for path in paths if path.endswith(name)]:
+            result.append(name)
+        else:
+            result += [path if sum(other.endswith(path) for other in paths) == 1 else EXACT + path for path in meant]
     return result
+
+
+def paths_of(names: Iterable[str], model: nn.Module) -> list[str]:
+    """Return the paths of the modules that unambiguous names are of."""
+    exact = {name.removeprefix(EXACT) for name in names if name.startswith(EXACT)}
+    ends = tuple(name for name in names if not name.startswith(EXACT))
+    return [path for path, _ in model.named_modules() if path in exact or path.endswith(ends)]
+
+
+def train_marked(model: nn.Module, config: EncoderAdapterConfig, adapter_name: str, activate: bool) -> None:
+    """Have PEFT wrap the modules whose marked paths it does not find by itself, each as the only module of another."""
+    for path in (name.removeprefix(EXACT) for name in config.modules_to_save or () if name.startswith(EXACT)):
+        parent, _, name = path.rpartition(".")
+        around = nn.ModuleDict({"module": model.get_submodule(path)})
+        alone = SimpleNamespace(modules_to_save=["module"], inference_mode=config.inference_mode)
+        set_additional_trainable_modules(around, alone, {}, adapter_name, activate_adapter=activate)
+        setattr(model.get_submodule(parent), name, around["module"])
 
 
 def _dtype_of(tensors: Iterable[Any]) -> Optional[torch.dtype]:

@@ -1,10 +1,11 @@
 """Attributes and methods of transformers' models that are not documented.
 
-Relied upon: `_init_weights`, which every `PreTrainedModel` has; `_get_feature_vector_attention_mask` of the types with a
-convolutional feature encoder; `_attn_implementation` of a configuration; `gradient_checkpointing` of a layer, which
-before transformers 5.23 acts in a `__call__` of the layer's own; `_freeze_parameters` of feature encoders; of WavLM's
-attention, `compute_bias` and `rel_attn_embed`; of Whisper's module, `sinusoids`; and `create_bidirectional_mask`, by which
-encoders make attention's masks.
+Relied upon: `_is_hf_initialized`, which `from_pretrained` puts on the parameters that it loads; `_init_weights`, which
+every `PreTrainedModel` has; `_get_feature_vector_attention_mask` of the types with a convolutional feature encoder;
+`_attn_implementation` of a configuration; `gradient_checkpointing` of a layer, which before transformers 5.23 acts in a
+`__call__` of the layer's own; `_freeze_parameters` of feature encoders; of WavLM's attention, `compute_bias` and
+`rel_attn_embed`; of Whisper's module, `sinusoids`; and `create_bidirectional_mask`, by which encoders make attention's
+masks.
 """
 
 from __future__ import annotations
@@ -18,9 +19,31 @@ from transformers.masking_utils import create_bidirectional_mask
 from .torch_modules import install_stand_in, remove_stand_in
 
 
+IS_LOADED = "_is_hf_initialized"  # on a parameter that was in a checkpoint
+
+
 def is_class_of_transformers(model: nn.Module) -> bool:
     """Whether a model is of a class that transformers defines, so that its forward is the one that is known."""
     return type(model).__module__.startswith("transformers.models.")
+
+
+def was_loaded(model: nn.Module) -> bool:
+    """Whether `from_pretrained` made the model, so that it is known which parameters were in a checkpoint."""
+    return any(hasattr(parameter, IS_LOADED) for parameter in model.parameters())
+
+
+def new_parameters(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that `from_pretrained` found in no checkpoint; none for a model made otherwise."""
+    if not was_loaded(model):
+        return []
+    return [name for name, parameter in model.named_parameters() if not hasattr(parameter, IS_LOADED)]
+
+
+def replaces(parameter: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
+    """Return a parameter, made of another one, marked as that is."""
+    if hasattr(old, IS_LOADED):
+        setattr(parameter, IS_LOADED, True)
+    return parameter
 
 
 def initialize_weights(model: Any, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..upstream.peft_modules import has_adapters
-from ..upstream.transformers_models import whisper_positions
+from ..upstream.transformers_models import replaces, whisper_positions
 from ..utils.validation import is_number, require
 from .encoders import joined_tokens, whisper_encoders
 
@@ -95,6 +95,7 @@ def resize_positions(model: Any, encoder: Any, num_tokens: int) -> None:
     if num_tokens != old.shape[0]:
         values = old.detach()[:num_tokens].clone() if num_tokens < old.shape[0] else _longer(old.detach(), num_tokens)
         encoder.embed_positions = nn.Embedding.from_pretrained(values, freeze=not old.requires_grad)
+        replaces(encoder.embed_positions.weight, old)
     encoder.max_source_positions = num_tokens
     for config in {id(config): config for config in (encoder.config, model.config)}.values():
         if hasattr(config, POSITIONS):

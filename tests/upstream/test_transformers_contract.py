@@ -51,6 +51,17 @@ def test_loading_reports_the_tensors_left_random(tmp_path):
     assert any(".3." in key for key in missing) and mismatched == []
 
 
+def test_parameters_that_were_in_no_checkpoint_are_known(tmp_path):
+    """Else new convolutions behind an encoder stay random, and nothing says that a new head is not saved."""
+    make("wav2vec2", bare=True).save_pretrained(tmp_path)
+    cls = transformers.Wav2Vec2ForCTC
+    model, info = cls.from_pretrained(tmp_path, add_adapter=True, vocab_size=9, output_loading_info=True)
+    assert transformers_models.was_loaded(model) and info["missing_keys"]
+    assert set(transformers_models.new_parameters(model)) == set(info["missing_keys"])
+    assert not transformers_models.was_loaded(make("wav2vec2"))
+    assert not transformers_models.new_parameters(make("wav2vec2"))
+
+
 def test_pipelines_accept_peft_models_by_name():
     """Else `pipeline("audio-classification", model=peft_model)` warns that the model is not supported."""
     assert all(isinstance(names, list) for names in SUPPORTED_PEFT_TASKS.values())
