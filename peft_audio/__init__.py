@@ -7,7 +7,14 @@ Importing the package registers its tuner types, so `get_peft_model`, `PeftModel
 from .ast.from_ssast import ast_from_ssast
 from .ast.from_vit import ast_from_vit
 from .ast.resize import resize_ast
-from .auto import AutoPeftModelForAudioClassification, load_classifier
+from .auto import (
+    AutoPeftModelForAudioClassification,
+    AutoPeftModelForAudioFrameClassification,
+    AutoPeftModelForAudioXVector,
+    AutoPeftModelForCTC,
+    AutoPeftModelForSpeechSeq2Seq,
+    load_classifier,
+)
 from .backbones.module_names import encoder_layers, head_modules, query_value_projections
 from .backbones.relative_positions import PositionRule
 from .backbones.spec import EncoderSpec
@@ -46,6 +53,10 @@ register_pipeline_model()
 
 __all__ = [
     "AutoPeftModelForAudioClassification",
+    "AutoPeftModelForAudioFrameClassification",
+    "AutoPeftModelForAudioXVector",
+    "AutoPeftModelForCTC",
+    "AutoPeftModelForSpeechSeq2Seq",
     "BottleneckAdapterConfig",
     "BottleneckAdapterModel",
     "EmbeddingPromptConfig",

@@ -37,6 +37,8 @@ class EncoderSpec:
         head: the modules of the head, from the model; those that a model lacks are left out. A `ModuleList` stands for
             its items.
         layer_weights: the parameter that weights the hidden states, from the model, where the type has one.
+        head_settings: names of head modules (or of `frame_adapter`), each with the fields of the model's configuration
+            that say how it is built; an adapter that brings the module remembers them.
         frame_adapter: convolutions behind the encoder layers, which some models get when they are loaded for a task
             (`add_adapter=True`), from the encoder. They train and are saved unless the checkpoint has them.
         frame_projection: the head's module that sees every frame before mean pooling, where the type has one.
@@ -74,6 +76,7 @@ class EncoderSpec:
     attention_output: Optional[Paths] = None
     head: tuple[str, ...] = ("classifier",)
     layer_weights: Optional[str] = None
+    head_settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
     frame_adapter: Optional[str] = None
     frame_projection: Optional[str] = None
     feature_encoder: Optional[Paths] = None

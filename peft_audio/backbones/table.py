@@ -59,7 +59,19 @@ _FRAMES = EncoderSpec(
     settings=("use_weighted_layer_sum",),
 )
 
-_WAVEFORM = replace(_FRAMES, feature_encoder="feature_extractor", input="feature_extractor", frame_adapter="adapter")
+_HEAD_SETTINGS = (
+    ("lm_head", ("vocab_size", "pad_token_id", "ctc_loss_reduction", "ctc_zero_infinity")),
+    ("tdnn", ("tdnn_dim", "tdnn_kernel", "tdnn_dilation", "xvector_output_dim")),
+    ("adapter", ("add_adapter", "num_adapter_layers", "adapter_kernel_size", "adapter_stride", "output_hidden_size")),
+)
+
+_WAVEFORM = replace(
+    _FRAMES,
+    feature_encoder="feature_extractor",
+    input="feature_extractor",
+    frame_adapter="adapter",
+    head_settings=_HEAD_SETTINGS,
+)
 
 _WAV2VEC2 = replace(_WAVEFORM, keys_and_values=("k_proj", "v_proj"))
 

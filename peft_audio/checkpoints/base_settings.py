@@ -16,6 +16,8 @@ from ..backbones.spec import Backbone, EncoderSpec
 from ..config import normal_labels, normal_settings
 from ..heads.mean_token_pooling import TOKEN_POOLING, has_mean_token_pooling, is_ast
 from ..heads.statistics_pooling import has_statistics_pooling
+from ..upstream.auto_classes import auto_class_of
+from ..upstream.peft_state_dict import may_sizes_differ
 from ..whisper.padding import PADDING_MASK, has_padding_mask, is_whisper_classifier
 
 
@@ -24,6 +26,8 @@ POOLING = "statistics_pooling"
 MODEL_TYPE = "model_type"
 PROBLEM_TYPE = "problem_type"
 DTYPE = "dtype"  # of the base model's weights in training
+AUTO_CLASS = "auto_class"  # of transformers, which the base model is of
+HEAD = "head"  # fields of the model's configuration that say how its head is built
 DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 
 
@@ -53,9 +57,23 @@ def read_settings(model: nn.Module, spec: EncoderSpec, with_labels: bool = True)
         settings[PADDING_MASK] = has_padding_mask(model)
     if getattr(config, RESIZES, None):
         settings[RESIZES] = getattr(config, RESIZES)
+    auto_class, head = auto_class_of(type(model).__name__), _head_settings(model, spec)
+    settings |= {AUTO_CLASS: auto_class} if auto_class else {}
+    settings |= {HEAD: head} if head else {}
     if with_labels and getattr(config, LABELS, None):
         settings |= {LABELS: getattr(config, LABELS), PROBLEM_TYPE: getattr(config, PROBLEM_TYPE, None)}
     return normal_settings(settings, type(config).__name__) or {}
+
+
+def _head_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
+    config, paths = model.config, [path for path, _ in model.named_modules()]
+    return {
+        field: _as_in_json(getattr(config, field))
+        for name, fields in spec.head_settings
+        if any(path == name or path.endswith(f".{name}") for path in paths)
+        for field in fields
+        if hasattr(config, field)
+    }
 
 
 def _as_in_json(value: Any) -> Any:
@@ -115,11 +133,15 @@ def check_settings(settings: dict[str, Any], model: nn.Module, backbone: Backbon
     names = (*of_row, POOLING, TOKEN_POOLING, PADDING_MASK, RESIZES)
     # Absent and False mean the same: no such head, or never resized.
     different = {name for name in names if (settings.get(name) or None) != (present.get(name) or None)}
+    if not may_sizes_differ():
+        head, own = settings.get(HEAD) or {}, present.get(HEAD) or {}
+        different |= {name for name in head if name in own and head[name] != own[name]}
+        settings, present = {**settings, **head}, {**present, **own}
     if different:
         raise ValueError(
             f"The adapter was trained with {_join(settings, different)}, but this {type(model).__name__} has "
-            f"{_join(present, different)}. AutoPeftModelForAudioClassification.from_pretrained sets the base model up "
-            "for the adapter; by hand, call resize_ast, resize_whisper, use_statistics_pooling, use_mean_token_pooling or "
+            f"{_join(present, different)}. The auto classes, such as AutoPeftModelForAudioClassification, set the base model "
+            "up for the adapter; by hand, call resize_ast, resize_whisper, use_statistics_pooling, use_mean_token_pooling or "
             "use_padding_mask first."
         )
     _check_num_labels(settings, present, model, backbone)

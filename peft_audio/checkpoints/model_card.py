@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from yaml import YAMLError
 
 from ..config import EncoderAdapterConfig
+from ..upstream.auto_classes import SPEECH_TASKS
 from ..upstream.model_cards import PEFT_TEMPLATE_MARK, default_sampling_rate
 from ..utils.atomic_files import written_together
 from ..utils.validation import is_number, require
-from .base_settings import labels_of
+from .base_settings import AUTO_CLASS, labels_of
 from .card_parts import (
     PREPROCESSOR_NAME,
     classify_a_file,
@@ -310,6 +311,9 @@ def method_settings(config: EncoderAdapterConfig) -> dict[str, Any]:
 def snippet(facts: CardFacts) -> str:
     """Return Python code that loads the adapter with its base model and, for audio classifiers, classifies a file."""
     lines = ["import peft_audio  # tells PEFT about this kind of adapter"]
+    if not facts.is_audio_classifier and facts.settings.get(AUTO_CLASS) in SPEECH_TASKS:
+        ours = facts.settings[AUTO_CLASS].replace("AutoModel", "AutoPeftModel")
+        return "\n".join([*lines, "", f"model = peft_audio.{ours}.from_pretrained({facts.location!r})"])
     if not facts.is_audio_classifier:
         lines += [
             f"from transformers import {facts.base_class or 'AutoModel'}",

@@ -16,7 +16,7 @@ from ..heads.statistics_pooling import pools_statistics, use_statistics_pooling
 from ..upstream.transformers_models import initialize_weights
 from ..whisper.padding import PADDING_MASK, remembers_padding_mask, use_padding_mask
 from ..whisper.resize import POSITIONS, restore_positions
-from .base_settings import POOLING, labels_of, set_labels
+from .base_settings import HEAD, POOLING, labels_of, set_labels
 
 
 def restore_settings(model: nn.Module, settings: dict[str, Any]) -> None:
@@ -50,17 +50,19 @@ def restore_labels(model: Any, config: EncoderAdapterConfig) -> None:
         model: a model of transformers with a supported backbone.
         config: the adapter's configuration.
     """
-    settings, head = config.base_settings or {}, resolve(model).head
-    labels = labels_of(settings)
-    if not labels or not head or not set(head) <= set(config.saved_modules):
+    settings, head = config.base_settings or {}, {path.partition(".")[0] for path in resolve(model).head}
+    if not head or not head <= {path.partition(".")[0] for path in config.saved_modules}:
         return
-    has_other_size = len(labels) != model.config.num_labels
+    labels, fields = labels_of(settings), settings.get(HEAD) or {}
+    has_other_size = bool(labels) and len(labels) != model.config.num_labels
+    has_other_size |= any(getattr(model.config, name, None) != value for name, value in fields.items())
     set_labels(model.config, settings)
+    model.config.update(fields)
     if has_other_size:
-        model.num_labels = len(labels)
+        model.num_labels = model.config.num_labels
         with torch.device("meta"):
             other = type(model)(copy.deepcopy(model.config))
-        for name in head:
+        for name in sorted(head):
             _replace_where_shapes_differ(model, name, getattr(other, name))
 
 

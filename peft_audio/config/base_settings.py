@@ -13,6 +13,8 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 # Of an input in frames, tokens or pixels. A number from a file would else ask for any amount of memory.
 LARGEST_SIZE = 100_000
+LARGEST_VOCABULARY = 1_000_000
+MOST_HEAD_FIELDS = 50
 MOST_RESIZES = 100
 RESIZE_FIELDS = {"max_length", "time_stride", "frequency_stride"}
 Rule = tuple[str, Callable[[Any], bool]]
@@ -94,10 +96,22 @@ def _are_resizes(value: Any) -> bool:
     )
 
 
+def _is_head(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= MOST_HEAD_FIELDS and all(map(_is_of_head, value.values()))
+
+
+def _is_of_head(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= MOST_HEAD_FIELDS and all(map(_is_of_head, value))
+    return value is None or isinstance(value, (bool, str)) or (is_integer(value) and abs(value) <= LARGEST_VOCABULARY)
+
+
 _SIZE: Rule = (f"an integer from 1 to {LARGEST_SIZE}", _is_size)
 _SWITCH: Rule = ("True or False", lambda value: isinstance(value, bool))
 _NAME: Rule = ("a name", lambda value: isinstance(value, str))
 RULES: dict[str, Rule] = {
+    "auto_class": ("a name such as AutoModelForCTC", lambda value: bool(re.fullmatch(r"AutoModelFor\w+", str(value)))),
+    "head": (f"at most {MOST_HEAD_FIELDS} texts, switches and integers up to {LARGEST_VOCABULARY} by name", _is_head),
     "model_type": _NAME,
     "problem_type": ("one of " + ", ".join(map(repr, PROBLEM_TYPES)), lambda value: value in PROBLEM_TYPES),
     "statistics_pooling": _SWITCH,

@@ -73,7 +73,8 @@ def tuner_class(config: PeftConfig) -> Any:
 
 
 def register_pipeline_model() -> None:
-    """Let transformers' audio classification pipeline accept a `PeftModel`."""
-    accepted = SUPPORTED_PEFT_TASKS.setdefault("audio-classification", [])
-    if PeftModel.__name__ not in accepted:
-        accepted.append(PeftModel.__name__)
+    """Let transformers' pipelines for audio classification and speech recognition accept a `PeftModel`."""
+    for task in ("audio-classification", "automatic-speech-recognition"):
+        accepted = SUPPORTED_PEFT_TASKS.setdefault(task, [])
+        if PeftModel.__name__ not in accepted:
+            accepted.append(PeftModel.__name__)

@@ -1,0 +1,20 @@
+"""Loading in one line: adapters with their base models, and pretrained models for new labels."""
+
+from .classes import (
+    AutoPeftModelForAudioClassification,
+    AutoPeftModelForAudioFrameClassification,
+    AutoPeftModelForAudioXVector,
+    AutoPeftModelForCTC,
+    AutoPeftModelForSpeechSeq2Seq,
+)
+from .classifier import load_classifier
+
+
+__all__ = [
+    "AutoPeftModelForAudioClassification",
+    "AutoPeftModelForAudioFrameClassification",
+    "AutoPeftModelForAudioXVector",
+    "AutoPeftModelForCTC",
+    "AutoPeftModelForSpeechSeq2Seq",
+    "load_classifier",
+]

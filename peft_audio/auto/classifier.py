@@ -1,0 +1,65 @@
+"""A pretrained model as a classifier for new labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Optional, Union
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedModel
+
+from ..ast.resize import resize_ast
+from ..backbones.table import resolve
+from ..upstream.transformers_models import initializer_std
+from ..whisper.resize import resize_whisper
+
+
+def load_classifier(
+    name: Union[str, os.PathLike],
+    labels: Sequence[str],
+    *,
+    multi_label: bool = False,
+    max_length: Optional[int] = None,
+    max_seconds: Optional[float] = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a pretrained model as a classifier for these labels, with a new output layer.
+
+    `from_pretrained(..., ignore_mismatched_sizes=True)` alone would keep an old one that has as many labels by chance.
+
+    Args:
+        name: folder or Hub id of the model.
+        labels: their names, in the order of the model's outputs.
+        multi_label: whether a clip can have several labels.
+        max_length: frames of 10 ms that an AST is to take, see `resize_ast`; None for the model's own.
+        max_seconds: seconds that a Whisper is to take, see `resize_whisper`; None for the model's own.
+        **kwargs: for `AutoModelForAudioClassification.from_pretrained`; but `dtype` is float32 unless it is given.
+
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if the model type is not supported, or `max_seconds` is given and the model is not a Whisper.
+        TypeError: if `max_length` is given and the model is not an AST.
+    """
+    labels = list(labels)
+    old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
+    fields = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    fields["problem_type"] = f"{'multi' if multi_label else 'single'}_label_classification"
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **fields, **kwargs}
+    model = AutoModelForAudioClassification.from_pretrained(name, **options)
+    if old_labels != labels and len(old_labels) == len(labels):
+        _renew_output_layer(model)
+    if max_length is not None:
+        resize_ast(model, max_length=max_length)
+    if max_seconds is not None:
+        resize_whisper(model, max_seconds)
+    return model
+
+
+def _renew_output_layer(model: PreTrainedModel) -> None:
+    for name in resolve(model).head:
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels:
+                nn.init.normal_(module.weight, std=initializer_std(model.config))
+                nn.init.zeros_(module.bias)

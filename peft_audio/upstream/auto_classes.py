@@ -1,0 +1,33 @@
+"""Which auto class of transformers a model class belongs to, and so which task it is for.
+
+Relied upon: the tables of class names by model type in transformers' `modeling_auto`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Optional
+
+from transformers.models.auto import modeling_auto
+
+
+_TABLES: dict[str, Mapping[str, Any]] = {
+    "AutoModelForAudioClassification": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForAudioFrameClassification": modeling_auto.MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForAudioXVector": modeling_auto.MODEL_FOR_AUDIO_XVECTOR_MAPPING_NAMES,
+    "AutoModelForCTC": modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES,
+    "AutoModelForSpeechSeq2Seq": modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+}
+SPEECH_TASKS = tuple(_TABLES)[:5]
+"""Names of those auto classes that this package has counterparts of."""
+
+
+def auto_class_of(class_name: Any) -> Optional[str]:
+    """Return the name of the auto class that makes models of a class, None for bare encoders and other tasks."""
+    return next((auto for auto, table in _TABLES.items() if class_name in _names(table)), None)
+
+
+def _names(table: Mapping[str, Any]) -> Iterator[str]:
+    for entry in table.values():
+        yield from (entry if isinstance(entry, (tuple, list)) else (entry,))
