@@ -1,6 +1,8 @@
 """Tiny models of every task class that transformers has for the encoders of this package, and their inputs."""
 
 import functools
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -28,6 +30,11 @@ PREFIXES = {
     "wav2vec2-bert": "Wav2Vec2Bert",
     "wav2vec2-conformer-relative": "Wav2Vec2Conformer",
     "wavlm": "WavLM",
+}
+AUTO = {
+    "ForCTC": "AutoPeftModelForCTC",
+    "ForXVector": "AutoPeftModelForAudioXVector",
+    "ForAudioFrameClassification": "AutoPeftModelForAudioFrameClassification",
 }
 TASKS = {
     "ForCTC": {"vocab_size": VOCABULARY, "pad_token_id": 0},
@@ -76,3 +83,16 @@ def inputs_of(backbone, task):
     }
     assert inputs[name].shape[0] == 2 and NUM_LABELS
     return {**inputs, "labels": labels[task]}
+
+
+def outputs_in_a_new_process(auto_class, folder, inputs):
+    """The logits that an adapter gives after loading it in one line, in another process."""
+    torch.save(inputs, folder / "inputs.pt")
+    code = f"""
+import torch, peft_audio
+model = peft_audio.{auto_class}.from_pretrained({str(folder)!r})
+with torch.no_grad():
+    torch.save(model(**torch.load({str(folder / "inputs.pt")!r})).logits, {str(folder / "outputs.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return torch.load(folder / "outputs.pt")

@@ -7,18 +7,12 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
-from tasks import CASES, VOCABULARY, base_folder, inputs_of, load
+from tasks import AUTO, CASES, VOCABULARY, base_folder, each_task, inputs_of, load
 from tiny import METHODS, make_inputs, randomize
 
 import peft_audio
 
 
-AUTO = {
-    "ForCTC": "AutoPeftModelForCTC",
-    "ForXVector": "AutoPeftModelForAudioXVector",
-    "ForAudioFrameClassification": "AutoPeftModelForAudioFrameClassification",
-}
-each_task = pytest.mark.parametrize("backbone, task", CASES)
 ALL = (*AUTO.values(), "AutoPeftModelForAudioClassification", "AutoPeftModelForSpeechSeq2Seq")
 
 
