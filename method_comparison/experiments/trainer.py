@@ -16,7 +16,7 @@ from peft_audio.metrics import mean_average_precision
 from peft_audio.trainer import logits_of
 
 from .inputs import UNKNOWN
-from .recipe import Recipe
+from .recipe import Recipe, RecipeError
 
 
 class RecipeTrainer(EmbeddingTrainer):
@@ -47,11 +47,21 @@ class RecipeTrainer(EmbeddingTrainer):
         return self.lr_scheduler
 
 
+def finite(outputs: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Return a model's outputs. Raises `RecipeError` if they are no numbers: the training has diverged, and has no result."""
+    if not np.isfinite(outputs).all():
+        raise RecipeError(
+            f"{recipe.name}: the training has diverged, its outputs are NaN or infinite. Try a lower rate: "
+            f"--set learning_rate={recipe.learning_rate / 10:g}."
+        )
+    return outputs
+
+
 def metrics_of(recipe: Recipe):
     """The function that gives the metrics of logits `(cuts, labels)`; those of one clip are averaged first."""
 
     def compute(prediction) -> dict[str, float]:
-        logits = averaged(logits_of(prediction.predictions), recipe.test_segments)
+        logits = averaged(finite(logits_of(prediction.predictions), recipe), recipe.test_segments)
         targets = prediction.label_ids[:: recipe.test_segments]
         if targets.ndim == 1:
             scores = {"accuracy": accuracy_score(targets, logits.argmax(axis=1))}

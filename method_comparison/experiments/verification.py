@@ -3,13 +3,14 @@
 from speaker_verification import Trial, averaged, metrics_of_scores, score_trials
 
 from .recipe import Recipe
+from .trainer import finite
 
 
 def metrics_of_trials(recipe: Recipe, trials: list[Trial]):
     """The function that gives the metrics of embeddings `(cuts, n)`; those of one recording are averaged first."""
 
     def compute(prediction) -> dict[str, float]:
-        embeddings = averaged(prediction.predictions, recipe.test_segments)
+        embeddings = averaged(finite(prediction.predictions, recipe), recipe.test_segments)
         return metrics_of_scores(*score_trials(embeddings, trials))
 
     return compute

@@ -15,12 +15,13 @@ from experiments import parts, runs
 from experiments.inputs import Preparation, TestSet, TrainingSet, targets_of
 from experiments.recipe import RecipeError, load_recipe, recipe_names
 from experiments.report import summarize
-from experiments.trainer import averaged
+from experiments.trainer import averaged, metrics_of
+from experiments.verification import metrics_of_trials
 from layouts import LAYOUTS
 from sounds import LABELS, save_model, write_tones
 from ssast import make_ssast
 from tiny import make
-from transformers import ASTFeatureExtractor
+from transformers import ASTFeatureExtractor, EvalPrediction
 
 from peft_audio import AutoPeftModelForAudioClassification
 
@@ -172,6 +173,15 @@ def test_finished_runs_are_not_trained_again_and_interrupted_ones_go_on(models, 
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make_metrics", ["classes", "trials"])
+def test_a_training_that_has_diverged_ends_in_one_line(make_metrics):
+    recipe = load_recipe(recipe_names()[0])
+    compute = metrics_of(recipe) if make_metrics == "classes" else metrics_of_trials(recipe, [])
+    outputs = np.full((2 * recipe.test_segments, 3), np.nan)
+    with pytest.raises(RecipeError, match="the training has diverged.*--set learning_rate="):
+        compute(EvalPrediction(outputs, np.zeros(len(outputs), int)))
+
+
 def test_trials_with_files_that_are_left_out_are_left_out(models, data, tmp_path):
     recipe = dataclasses.replace(small(load_recipe("ipet/ast-voxceleb1")), noise=False)
     (tmp_path / "voxceleb1").mkdir()
