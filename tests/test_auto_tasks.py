@@ -127,6 +127,10 @@ def test_heads_from_strangers_are_compared_with_the_weights_before_they_get_memo
         getattr(peft_audio, AUTO[task]).from_pretrained(tmp_path)
 
 
-def test_the_card_shows_the_class_of_the_task(tmp_path):
-    save("wav2vec2", "ForCTC", tmp_path)
-    assert "model = peft_audio.AutoPeftModelForCTC.from_pretrained(" in (tmp_path / "README.md").read_text()
+@pytest.mark.parametrize("task", AUTO)
+def test_the_card_shows_the_class_of_the_task(task, tmp_path):
+    save("wav2vec2", task, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert f"model = peft_audio.{AUTO[task]}.from_pretrained(" in card and "AudioClassification.from" not in card
+    assert ("pipeline_tag: automatic-speech-recognition" in card) == (task == "ForCTC")
+    assert "pipeline_tag: audio-classification" not in card

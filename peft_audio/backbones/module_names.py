@@ -15,7 +15,8 @@ def head_modules(model: nn.Module) -> list[str]:
     """Return the names of the modules of a model's head.
 
     The adapters of this package train the head by themselves. PEFT's own need these names:
-    `LoraConfig(modules_to_save=head_modules(model), ...)`.
+    `LoraConfig(modules_to_save=head_modules(model), ...)`. By the name of an x-vector head's `feature_extractor` PEFT
+    takes the encoder's too.
 
     Args:
         model: a model of one of `supported_backbones()`, with or without adapters.

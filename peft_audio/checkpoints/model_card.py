@@ -44,6 +44,11 @@ METHOD_TAG = "peft-audio:"
 
 Score = Union[float, tuple[float, float]]
 
+TASKS = {  # of the Hub, by auto class
+    "AutoModelForCTC": "automatic-speech-recognition",
+    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
+}
+
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -78,6 +83,8 @@ class CardFacts:
     @property
     def is_audio_classifier(self) -> bool:
         """Whether the model with its adapter classifies audio, rather than images or nothing."""
+        if self.settings.get(AUTO_CLASS) not in (None, "AutoModelForAudioClassification"):
+            return False
         is_classifier = not self.base_class or "Classification" in self.base_class
         return is_classifier and bool(labels_of(self.settings)) and "image_size" not in self.settings
 
@@ -222,8 +229,9 @@ def updated_card(
         text = _with_part(text, TRAINING, training)
     data = (ModelCardData() if card is None else card.data).to_dict()
     own: dict[str, Any] = {"library_name": "peft", "base_model": facts.hub_base_model}
-    if facts.is_audio_classifier:
-        own["pipeline_tag"] = data.get("pipeline_tag") or "audio-classification"
+    task = "audio-classification" if facts.is_audio_classifier else TASKS.get(facts.settings.get(AUTO_CLASS, ""))
+    if task is not None:
+        own["pipeline_tag"] = data.get("pipeline_tag") or task
     kept = [tag for tag in [*tags, *tags_of(card)] if not tag.startswith(("base_model:", METHOD_TAG))]
     wanted = ["audio", "peft-audio", "transformers", METHOD_TAG + facts.config.method_name]
     if facts.hub_base_model:
