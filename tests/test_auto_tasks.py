@@ -80,13 +80,15 @@ def test_whisper_with_its_decoder_loads_and_generates(method, tmp_path):
         peft_audio.AutoPeftModelForAudioClassification.from_pretrained(tmp_path)
 
 
-def test_a_recognizer_and_its_tokenizer_are_found_in_the_folder(tmp_path):
+def test_a_recognizer_and_the_processor_that_the_trainer_saves_are_found_in_the_folder(tmp_path):
     letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdef"]
     (tmp_path / "vocab.json").write_text(json.dumps({letter: index for index, letter in enumerate(letters)}))
     tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), word_delimiter_token="|")
-    extractor = transformers.Wav2Vec2FeatureExtractor()
-    model, folder = save("hubert", "ForCTC", tmp_path / "adapter"), str(tmp_path / "adapter")
-    transformers.Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+    extractor, folder = transformers.Wav2Vec2FeatureExtractor(), str(tmp_path / "adapter")
+    model = randomize(get_peft_model(load("hubert", "ForCTC"), METHODS["ipet"]()), std=0.02).eval()
+    arguments = transformers.TrainingArguments(folder, report_to=[], use_cpu=True)
+    processor = transformers.Wav2Vec2Processor(extractor, tokenizer)
+    transformers.Trainer(model, arguments, processing_class=processor).save_model(folder)
     clip = np.random.default_rng(0).normal(size=4000).astype(np.float32)
     with torch.no_grad():
         ids = model(**extractor(clip, sampling_rate=16000, return_tensors="pt")).logits.argmax(-1)

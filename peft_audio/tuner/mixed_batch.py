@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..heads.weighted_layer_sum import LayerWeights
 from ..upstream.peft_modules import adapter_names as adapter_names_of
-from ..upstream.peft_modules import adapters_of
+from ..upstream.peft_modules import adapters_of, trained_modules
 from ..utils.forward_pass import ForwardPass, PassState, Samples
 from .samples import join, samples_by_adapter, take
 from .tuner_layer import HookedTunerLayer
@@ -28,14 +28,18 @@ class Request(NamedTuple):
     Attributes:
         samples: the samples of each adapter.
         together: whether one pass serves all of them.
+        decodes_together: whether one pass does of a decoder, which has no adapters, on what the encoder gave.
+        repeats: how many rows `generate` may make of each sample, as with beam search.
     """
 
     samples: Samples
     together: bool
+    decodes_together: bool
+    repeats: Collection[int]
 
 
 @contextmanager
-def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
+def mixed_batch(model: nn.Module, adapter_names: Sequence[str], repeats: Collection[int] = ()) -> Iterator[None]:
     """Within, a call of `model` by this thread gives each sample the adapter of that name, "__base__" for none.
 
     The backbone runs once, and every adapter on its own samples. Where that cannot be, because the adapters have
@@ -45,6 +49,7 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
     Args:
         model: the base model with adapters on it, in evaluation mode.
         adapter_names: one name for each sample.
+        repeats: how many rows `generate` may make of each sample.
 
     Raises:
         ValueError: if the model is in training mode, a name is unknown, or (when called) the batch has another size.
@@ -53,7 +58,8 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None
     _check(model, adapter_names)
     samples, forward_pass = samples_by_adapter(adapter_names), ForwardPass.of(model)
     before, num_claims = forward_pass.request, len(forward_pass.claims)
-    forward_pass.request = Request(samples, _fit_together(model, list(samples)))
+    has_trained_modules = any(True for _ in trained_modules(model))
+    forward_pass.request = Request(samples, _fit_together(model, list(samples)), not has_trained_modules, repeats)
     try:
         yield
     finally:
@@ -69,16 +75,37 @@ def run_mixed(
     Raises:
         ValueError: if the batch has another size than there are names.
     """
-    samples = request.samples
+    samples, is_decoding = request.samples, kwargs.get("encoder_outputs") is not None
+    if request.repeats:
+        samples = _repeated(samples, _batch_size(args, kwargs) // size_of(samples), request.repeats)
     check_size(samples, args, kwargs)
-    if request.together:
+    if request.together or (is_decoding and request.decodes_together):
         return forward_pass.run(PassState(samples=samples), forward, *args, **kwargs)
+    if kwargs.get("past_key_values") is not None:
+        raise ValueError(
+            "Adapters with different numbers of prompts and modules of their own in the decoder cannot share a key/value "
+            "cache. Call generate for each adapter by itself, or with use_cache=False."
+        )
     size, outputs = size_of(samples), []
     for name, indices in samples.items():
         rows, named = take((args, kwargs), indices, size)
         state = PassState(samples={name: torch.arange(len(indices))})
         outputs.append(forward_pass.run(state, forward, *rows, **named))
     return join(outputs, list(samples.values()), "output")
+
+
+def _repeated(samples: Samples, times: int, allowed: Collection[int]) -> Samples:
+    """Return the samples of a batch in which each row of the other stands so many times, one behind the other."""
+    if times not in allowed:
+        return samples
+    rows = torch.arange(times)
+    return {name: (indices[:, None] * times + rows).flatten() for name, indices in samples.items()}
+
+
+def _batch_size(args: tuple, kwargs: dict[str, Any]) -> int:
+    tokens = kwargs.get("decoder_input_ids")
+    inputs = (value for value in (tokens, *args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim())
+    return next(map(len, inputs), 0)
 
 
 def check_size(samples: Samples, args: tuple, kwargs: dict[str, Any]) -> None:

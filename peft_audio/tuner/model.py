@@ -350,5 +350,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         adapter_names = kwargs.get("adapter_names")
-        with nullcontext() if adapter_names is None else mixed_batch(self.model, adapter_names):
+        beams, sequences = (kwargs.get(name) or 1 for name in ("num_beams", "num_return_sequences"))
+        repeats = {beams, sequences, beams * sequences} - {1}
+        with nullcontext() if adapter_names is None else mixed_batch(self.model, adapter_names, repeats):
             yield

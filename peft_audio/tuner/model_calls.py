@@ -15,7 +15,7 @@ from .mixed_batch import check_size, run_mixed
 
 
 class ModelCalls:
-    """Two wrappers, around the model's forward pass and around its encoder's, and a hook before the model."""
+    """Wrappers around the forward passes of the model and of its encoder, and a hook before the model."""
 
     def __init__(self, forward_pass: ForwardPass) -> None:
         self.forward_pass = forward_pass
@@ -45,8 +45,15 @@ class ModelCalls:
             check_size(outer.samples, args, kwargs)
         return self.forward_pass.run(PassState(outer, outer.samples), forward, *args, **kwargs)
 
+    def run_alone(self, forward: Callable[..., Any], encoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run the encoder of an encoder-decoder, which `generate` calls by itself, with what `adapter_names` asked for."""
+        request = self.forward_pass.request
+        if request is None:
+            return forward(*args, **kwargs)
+        return run_mixed(self.forward_pass, request, forward, args, kwargs)
 
-def install_model_calls(model: nn.Module, backbone: Backbone) -> None:
+
+def install_model_calls(model: Any, backbone: Backbone) -> None:
     """Put `ModelCalls` around a model and its encoder, unless it is there."""
     if model_calls(model) is not None:
         return
@@ -55,6 +62,10 @@ def install_model_calls(model: nn.Module, backbone: Backbone) -> None:
     wrap_forward(model, calls.run_model, outermost=True)
     if backbone.encoder is not model:
         wrap_forward(backbone.encoder, calls.run_encoder, outermost=True)
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
+        encoder: Any = model.get_encoder()
+        if encoder not in (model, backbone.encoder):
+            wrap_forward(encoder, calls.run_alone, outermost=True)
 
 
 def model_calls(model: nn.Module) -> Optional[ModelCalls]:
