@@ -63,14 +63,14 @@ def test_another_seed_gives_another_model(quick_folder, tmp_path):
 
 def test_stored_features_are_used_again(tmp_path, capsys):
     file = tmp_path / "features.npz"
-    arguments = pretraining.Arguments(output_dir="", num_clips=3, num_probe_clips=2, features_file=str(file))
+    arguments = pretraining.Arguments(output_dir="", num_clips=3, num_probe_clips=4, features_file=str(file))
     first, _ = pretraining.load_or_generate(arguments)
     again, _ = pretraining.load_or_generate(arguments)
     torch.testing.assert_close(first.features, again.features, rtol=0, atol=0)
     assert torch.equal(first.labels, again.labels)
     with pytest.raises(
         ValueError,
-        match="`features_file` must hold 3 pretraining and 5 held-out clips of seed 0, got 3 pretraining and 2",
+        match="`features_file` must hold 3 pretraining and 5 held-out clips of seed 0, got 3 pretraining and 4",
     ):
         pretraining.load_or_generate(
             pretraining.Arguments(output_dir="", num_clips=3, num_probe_clips=5, features_file=str(file))
