@@ -20,7 +20,9 @@ A test **applies** if LoRA passes it on the same model and no reason below stand
 run fail or are skipped for LoRA too (text generation, token inputs, names of the toy models' layers, files of the Hub).
 
 A method's configuration that is used for a second model is copied, since the package fills in what belongs to the model (its
-head, labels and input length). `test_from_pretrained_config_construction` expects the caller's object there. In mixed batches
+head, labels and input length). `test_from_pretrained_config_construction` expects the caller's object there. A name in
+`modules_to_save` that is a path means that module alone, and is kept with a mark (`^lin1`) where PEFT would take others by it,
+of which `test_delete_adapter_multiple_adapters_with_modules_to_save` knows nothing. In mixed batches
 with prompts each adapter runs on its own samples, which changes logits by up to 2e-6, and PEFT's tests allow 1e-8 + 1e-5 of
 the value.
 
