@@ -26,7 +26,7 @@ from ..heads.weighted_layer_sum import MODULE_NAME
 from ..tuner.quantized import check_not_quantized
 from ..upstream.auto_classes import SPEECH_TASKS, auto_class_of
 from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX, Tensors
-from ..upstream.transformers_loading import keys_left_random
+from ..upstream.transformers_loading import LOCATION, keys_left_random
 
 
 LABEL_NAMES = ("id2label", "label2id")
@@ -70,8 +70,7 @@ def load_with_base(
 
 def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return those of the arguments that say how files come from the Hub."""
-    names = ("token", "cache_dir", "local_files_only", "force_download")
-    return {name: kwargs[name] for name in names if name in kwargs}
+    return {name: kwargs[name] for name in LOCATION if name in kwargs}
 
 
 def _load_base_model(

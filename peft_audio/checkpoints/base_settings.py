@@ -65,14 +65,18 @@ def read_settings(model: nn.Module, spec: EncoderSpec, with_labels: bool = True)
     return normal_settings(settings, type(config).__name__) or {}
 
 
-def _head_settings(model: nn.Module, spec: EncoderSpec) -> dict[str, Any]:
-    config, paths = model.config, [path for path, _ in model.named_modules()]
-    return {
-        field: _as_in_json(getattr(config, field))
+def _head_settings(model: Any, spec: EncoderSpec) -> dict[str, Any]:
+    places = (model, getattr(model, "base_model", model))
+    present = [
+        fields
         for name, fields in spec.head_settings
-        if any(path == name or path.endswith(f".{name}") for path in paths)
+        if any(getattr(place, name, None) is not None for place in places)
+    ]
+    return {
+        field: _as_in_json(getattr(model.config, field))
+        for fields in present
         for field in fields
-        if hasattr(config, field)
+        if hasattr(model.config, field)
     }
 
 

@@ -7,9 +7,12 @@ import warnings
 from collections.abc import Iterable
 
 from ..config import EncoderAdapterConfig
+from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX
 
 
-def take_layers(config: EncoderAdapterConfig, names: Iterable[str], num_layers: int, prefix: str) -> None:
+def take_layers(
+    config: EncoderAdapterConfig, names: Iterable[str], num_layers: int, prefix: str, parts: Iterable[str]
+) -> None:
     """Let `layers_to_transform` be the encoder layers that a state dict has tensors of, with a warning if they differ.
 
     Args:
@@ -17,11 +20,14 @@ def take_layers(config: EncoderAdapterConfig, names: Iterable[str], num_layers: 
         names: the names in the state dict, as in a checkpoint (`layers.N.<part>...`) or as in a model.
         num_layers: number of layers of the encoder.
         prefix: prefix of the tuner type in a model's names.
+        parts: names of the parts that an adapter puts on a layer.
 
     Raises:
         ValueError: if it has none of any layer, but the configuration asks for some, or layers that the encoder lacks.
     """
-    pattern = rf"(?:.*\.)?layers\.(\d+)\..*|.*\.(\d+)\.{prefix}\w+\..*"
+    # A model's own tensors are in its state dict too.
+    of_parts = rf"(?:{'|'.join(parts)})\..+"
+    pattern = rf"(?:{re.escape(PEFT_MODEL_PREFIX)})?layers\.(\d+)\.{of_parts}|.*\.(\d+)\.{prefix}{of_parts}"
     matches = filter(None, (re.fullmatch(pattern, name) for name in names))
     found = sorted({int(match[1] or match[2]) for match in matches})
     asked = list(config.selected_layers(num_layers))

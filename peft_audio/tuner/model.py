@@ -125,7 +125,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         try:
             with filled_in(config):
                 if state_dict is not None and issubclass(self.tuner_layer_cls, EncoderTunerLayer):
-                    take_layers(config, state_dict, len(resolve(model).layer_names), self.prefix)
+                    parts, num_layers = self.tuner_layer_cls.parts, len(resolve(model).layer_names)
+                    take_layers(config, state_dict, num_layers, self.prefix, parts)
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         finally:
             self._injection = None

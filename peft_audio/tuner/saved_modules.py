@@ -70,7 +70,7 @@ def _frame_adapter(model: nn.Module, backbone: Backbone) -> list[str]:
     path = backbone.frame_adapter
     if path is None:
         return []
-    is_new = any(_is_within(name, [path]) for name in new_parameters(model))
+    is_new = any(_is_within(name, [path]) for name in _new(model, backbone))
     return [EXACT + path] if is_new or not was_loaded(model) else []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -19,6 +19,7 @@ from .mixed_batch import size_of
 from .samples import join, take
 
 
+ALONE = EXACT + "module"  # a name that no module inside of another ends in
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -97,7 +98,7 @@ def unambiguous(names: list[str], model: nn.Module) -> list[str]:
     return result
 
 
-def paths_of(names: Iterable[str], model: nn.Module) -> list[str]:
+def paths_of(names: Collection[str], model: nn.Module) -> list[str]:
     """Return the paths of the modules that unambiguous names are of."""
     exact = {name.removeprefix(EXACT) for name in names if name.startswith(EXACT)}
     ends = tuple(name for name in names if not name.startswith(EXACT))
@@ -108,10 +109,10 @@ def train_marked(model: nn.Module, config: EncoderAdapterConfig, adapter_name: s
     """Have PEFT wrap the modules whose marked paths it does not find by itself, each as the only module of another."""
     for path in (name.removeprefix(EXACT) for name in config.modules_to_save or () if name.startswith(EXACT)):
         parent, _, name = path.rpartition(".")
-        around = nn.ModuleDict({"module": model.get_submodule(path)})
-        alone = SimpleNamespace(modules_to_save=["module"], inference_mode=config.inference_mode)
+        around = nn.ModuleDict({ALONE: model.get_submodule(path)})
+        alone = SimpleNamespace(modules_to_save=[ALONE], inference_mode=config.inference_mode)
         set_additional_trainable_modules(around, alone, {}, adapter_name, activate_adapter=activate)
-        setattr(model.get_submodule(parent), name, around["module"])
+        setattr(model.get_submodule(parent), name, around[ALONE])
 
 
 def _dtype_of(tensors: Iterable[Any]) -> Optional[torch.dtype]:

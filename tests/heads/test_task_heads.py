@@ -90,6 +90,7 @@ def test_a_second_adapter_has_a_head_of_its_own(backbone, task):
     inputs = inputs_of(backbone, task)
     model = randomize(get_peft_model(load(backbone, task), METHODS["ipet"](), "first"), std=0.02)
     model.add_adapter("second", METHODS["ipet"]())
+    assert not any(".original_module.original_module" in name for name, _ in model.named_modules()), "wrapped twice"
     expected = {}
     for seed, name in enumerate(("first", "second")):
         model.set_adapter(name)
@@ -121,6 +122,12 @@ def test_a_name_that_is_a_path_means_that_module_alone():
     assert names == {
         f"base_model.model.feature_extractor.modules_to_save.default.{name}" for name in ("weight", "bias")
     }
+
+
+def test_an_adapters_name_is_no_module_of_the_head():
+    model = get_peft_model(make("wav2vec2"), METHODS["ipet"](), "adapter")
+    model.add_adapter("tdnn", METHODS["ipet"]())
+    assert all("head" not in config.base_settings for config in model.peft_config.values())
 
 
 def test_a_bare_encoder_has_no_head():

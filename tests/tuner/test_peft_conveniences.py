@@ -44,6 +44,12 @@ def test_a_state_dict_says_which_layers_are_adapted(backbone, method):
         pytest.skip("an input prompt is on no encoder layer")
     source = randomize(adapted(backbone, METHODS[method](layers_to_transform=[0, 2])))
     state_dict = without_prefix(get_peft_model_state_dict(source))
+    # A whole model's state dict has the layers without an adapter too.
+    for names in (source.state_dict(), source.get_base_model().state_dict()):
+        config = METHODS[method]()
+        with pytest.warns(RuntimeWarning, match=r"tensors of the layers \[0, 2\]"):
+            inject_adapter_in_model(config, BACKBONES[backbone](), state_dict=names)
+        assert config.layers_to_transform == [0, 2]
     model, config = BACKBONES[backbone](), METHODS[method]()
     with pytest.warns(
         RuntimeWarning, match=r"tensors of the layers \[0, 2\], but `layers_to_transform` asks for \[0, 1, 2\]"
