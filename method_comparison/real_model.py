@@ -5,8 +5,8 @@
     python method_comparison/real_model.py --output_dir OUT --table --plot shots.png
 
 ESC10 is an `audiofolder` with five folds. OUT/results.jsonl gets a line for each run as it ends, with the classes that
-it predicted, so an interrupted comparison goes on where it was, and no run is repeated. Inputs are 5 s long. Seconds are those
-of one core's work.
+it predicted, so an interrupted comparison goes on where it was, and no run is repeated. Inputs are 5 s long. A GPU is used
+where there is one. `--cpu` trains on CPU cores, into OUT/cpu.jsonl: the tables take from it what a run costs there.
 
 A run with N shots draws N clips of each class from the folds that train, by its seed: the same for all methods.
 """
@@ -36,8 +36,9 @@ from transformers.utils import logging
 from peft_audio import cache_frozen, load_classifier
 from peft_audio.data import (
     AudioCollator,
+    Clip,
+    FeatureCache,
     FeatureDataset,
-    extract_features,
     load_feature_extractor,
     read_audiofolder,
 )
@@ -59,15 +60,27 @@ class SharedArguments:
         default_factory=lambda: list(ROWS), metadata={"help": "Rows of the table.", "choices": list(ROWS)}
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; with --shots: of the draws too."})
-    jobs: int = field(default=1, metadata={"help": "Runs at a time, each on one thread."})
+    jobs: int = field(default=1, metadata={"help": "Runs at a time, each on one thread, all on the same GPU."})
     table: bool = field(default=False, metadata={"help": "Only print the tables of the results there are."})
 
 
 @dataclass
 class Arguments(SharedArguments):
     shots: list[int] | None = field(default=None, metadata={"help": "Training clips of a class; without: all clips."})
-    folds: list[str] = field(default_factory=lambda: list("12345"), metadata={"help": "The folds to test on."})
+    folds: list[str] = field(
+        default_factory=lambda: list("12345"), metadata={"help": "The folds to test on, and that the tables are of."}
+    )
+    cpu: bool = field(default=False, metadata={"help": "Train on the CPU, into OUT/cpu.jsonl."})
     plot: str | None = field(default=None, metadata={"help": "The picture of accuracy over shots to write."})
+
+
+class Source(NamedTuple):
+    """What all runs read: the model, the clips, the folder of their features; and whether they leave a GPU alone."""
+
+    model_name: str
+    data_dir: str
+    cache_dir: str
+    cpu: bool = False
 
 
 class Run(NamedTuple):
@@ -86,10 +99,11 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         UsageError: the arguments do not fit together.
     """
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
-    path = Path(args.output_dir) / "results.jsonl"
-    run_missing(args, path, wanted_runs(args), train)
-    records = read_records(path)
-    print_report(records, args.plot)
+    folder = Path(args.output_dir)
+    path = folder / ("cpu.jsonl" if args.cpu else "results.jsonl")
+    run_missing(args, path, wanted_runs(args), train, args.cpu)
+    records = [record for record in read_records(path) if record["fold"] in args.folds]
+    print_report(records, read_records(folder / "cpu.jsonl"), args.plot)
     return records
 
 
@@ -114,7 +128,9 @@ def wanted_runs(args: Arguments) -> list[Run]:
     return [Run(row, n, fold_of[seed], seed) for seed in args.seeds for n in args.shots for row in args.methods]
 
 
-def run_missing(args: SharedArguments, path: Path, runs: list, train_one: Callable[[str, str, Any], dict]) -> None:
+def run_missing(
+    args: SharedArguments, path: Path, runs: list, train_one: Callable[[Source, Any], dict], cpu: bool = False
+) -> None:
     """Appends what `train_one` returns for those of `runs` that the file at `path` lacks; with --table nothing.
 
     Raises:
@@ -126,7 +142,10 @@ def run_missing(args: SharedArguments, path: Path, runs: list, train_one: Callab
         return
     if args.data_dir is None:
         raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
-    append_missing(path, runs, functools.partial(train_one, args.model_name_or_path, args.data_dir), args.jobs)
+    with tempfile.TemporaryDirectory() as cache_dir:
+        source = Source(args.model_name_or_path, args.data_dir, cache_dir, cpu)
+        load_data(source)  # computes the features, once for all processes
+        append_missing(path, runs, functools.partial(train_one, source), args.jobs)
 
 
 def append_missing(path: Path, runs: list, train_one: Callable[[Any], dict], jobs: int) -> None:
@@ -147,32 +166,33 @@ def append_missing(path: Path, runs: list, train_one: Callable[[Any], dict], job
             console.print(f"{number}/{len(runs)} {told}: {record['accuracy']:.3f} ({record['seconds']:.0f} s)")
 
 
-def train(model_name: str, data_dir: str, run: Run) -> dict[str, Any]:
+def train(source: Source, run: Run) -> dict[str, Any]:
     """Trains one run and tests it. Returns its record."""
-    clips = load_data(model_name, data_dir)[0]
+    clips = load_data(source)[0]
     chosen = draw([clip for clip in clips if clip.fold != run.fold], run.shots, run.seed)
     tested = [clip for clip in clips if clip.fold == run.fold]
-    figures = fit(model_name, data_dir, ROWS[run.row], (chosen, tested), EPOCHS[run.shots], run.seed)
+    figures = fit(source, ROWS[run.row], (chosen, tested), EPOCHS[run.shots], run.seed)
     return {**run._asdict(), **figures}
 
 
-def fit(model_name: str, data_dir: str, row: Row, parts: tuple[list, list], epochs: int, seed: int) -> dict[str, Any]:
+def fit(source: Source, row: Row, parts: tuple[list, list], epochs: int, seed: int) -> dict[str, Any]:
     """Trains `row` on the first of two lists of clips and tests it on the second. Returns what a record keeps."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    clips, features, extractor = load_data(model_name, data_dir)
+    clips, features, extractor = load_data(source)
     labels = sorted({label for clip in clips for label in clip.labels})
     sets = [FeatureDataset(part, features, labels) for part in parts]
     set_seed(seed)
-    model = load_classifier(model_name, labels, max_seconds=SECONDS)
-    model = apply_method(model, row.method, **row.options)
+    model = load_classifier(source.model_name, labels, max_seconds=SECONDS)
+    device = torch.device("cpu" if source.cpu or not torch.cuda.is_available() else "cuda")
+    model = apply_method(model, row.method, **row.options).to(device)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()  # what else the machine does, and pauses, do not count
         training_set, test_set = sets
         if row.method == "linear_probe":
             training_set = cache_frozen(model, training_set, Path(folder) / "frozen")
-        trainer = make_trainer(model, row, epochs, seed, training_set, extractor, folder)
+        trainer = make_trainer(model, row, epochs, seed, (training_set, extractor), folder)
         outcome = trainer.train()
         seconds = time.process_time() - started
         output = trainer.predict(test_set)
@@ -182,6 +202,8 @@ def fit(model_name: str, data_dir: str, row: Row, parts: tuple[list, list], epoc
         "train_loss": outcome.training_loss,
         "test_loss": output.metrics["test_loss"],
         "seconds": seconds,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "training_clips": len(parts[0]),
         **parameter_counts(model),
         "learning_rate": row.learning_rate,
         "head_learning_rate": row.head_learning_rate,
@@ -191,7 +213,8 @@ def fit(model_name: str, data_dir: str, row: Row, parts: tuple[list, list], epoc
     }
 
 
-def make_trainer(model, row: Row, epochs: int, seed: int, training_set, extractor, folder: str) -> AudioTrainer:
+def make_trainer(model, row: Row, epochs: int, seed: int, data: tuple, folder: str) -> AudioTrainer:
+    training_set, extractor = data
     arguments = AudioTrainingArguments(
         output_dir=folder,
         num_train_epochs=epochs,
@@ -202,7 +225,7 @@ def make_trainer(model, row: Row, epochs: int, seed: int, training_set, extracto
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=model.device.type == "cpu",
     )
     parts = {"data_collator": AudioCollator(extractor), "compute_metrics": single_label_metrics}
     trainer = AudioTrainer(model, arguments, train_dataset=training_set, **parts)
@@ -222,10 +245,12 @@ def draw(clips: list, shots: int | None, seed: int) -> list:
 
 
 @functools.cache  # once a process: its runs share the features
-def load_data(model_name: str, data_dir: str):
-    clips = read_audiofolder(data_dir).clips
-    extractor = load_feature_extractor(model_name, max_seconds=SECONDS)
-    return clips, extract_features(clips, extractor, max_seconds=SECONDS)[0], extractor
+def load_data(source: Source) -> tuple[list[Clip], dict[str, dict[str, np.ndarray]], Any]:
+    """The clips, their features by name, and the feature extractor."""
+    clips = read_audiofolder(source.data_dir).clips
+    extractor = load_feature_extractor(source.model_name, max_seconds=SECONDS)
+    features = FeatureCache(source.cache_dir, extractor, max_seconds=SECONDS).compute(clips)
+    return clips, {clip.name: features[clip.name] for clip in clips}, extractor
 
 
 if __name__ == "__main__":

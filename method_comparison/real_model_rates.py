@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from real_model import SharedArguments, fit, load_data, read_records, run_missing
+from real_model import SharedArguments, Source, fit, load_data, read_records, run_missing
 from real_model_report import markdown
 from real_model_rows import EPOCHS, ROWS
 from rich.console import Console
@@ -45,15 +45,15 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     return records
 
 
-def train(model_name: str, data_dir: str, trial: Trial) -> dict[str, Any]:
+def train(source: Source, trial: Trial) -> dict[str, Any]:
     """Trains one trial and judges it. Returns its record."""
-    clips = load_data(model_name, data_dir)[0]
+    clips = load_data(source)[0]
     parts = [[clip for clip in clips if clip.fold in folds] for folds in (TRAINING_FOLDS, JUDGING_FOLDS)]
     row = ROWS[trial.row]._replace(learning_rate=trial.learning_rate)
     if row.method == "linear_probe":  # has nothing but a head
         row = row._replace(head_learning_rate=trial.learning_rate)
     # Two folds have 16 clips of each class.
-    return {**trial._asdict(), **fit(model_name, data_dir, row, (parts[0], parts[1]), EPOCHS[16], trial.seed)}
+    return {**trial._asdict(), **fit(source, row, (parts[0], parts[1]), EPOCHS[16], trial.seed)}
 
 
 def table(records: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -13,54 +13,93 @@ from rich.console import Console
 
 
 NUM_RESAMPLES = 2000
+BUDGETS = {"1 minute": 60, "3 minutes": 180, "10 minutes": 600}  # seconds of one core
+CLAIMS = {  # the papers' order: a row, and what it is at least as accurate as
+    "prompts - head alone": ("embedding_prompt", "linear_probe"),
+    "parallel MLP - prompts": ("parallel_mlp", "embedding_prompt"),
+    "IPET - parallel MLP": ("ipet", "parallel_mlp"),
+    "IPET - full fine-tuning": ("ipet", "full"),
+    "IPET with the paper's adapter - full fine-tuning": ("ipet_paper", "full"),
+}
 REFERENCES = ("linear_probe", "lora")
 
 
-def print_report(records: list[dict], plot: str | None = None) -> None:
+def print_report(records: list[dict], timed: list[dict], plot: str | None = None) -> None:
     """Prints the tables as Markdown, and draws accuracy over shots.
+
+    Args:
+        records: of the runs to compare.
+        timed: of runs on a CPU, at least one of each row, that say what a training costs there.
+        plot: the picture to write; None: no picture.
 
     Raises:
         ValueError: the picture's name does not end in a format that matplotlib can write.
     """
     if plot is not None:
         check_picture(plot)
+    records = with_cpu_seconds(records, timed)
     console = Console(width=200, highlight=False, markup=False)
     for shots in groups_of(records):
         title = "all training clips" if shots is None else f"{shots} training clips a class"
         console.print(f"\n{title}\n")
         console.print(markdown(*table([record for record in records if record["shots"] == shots])), soft_wrap=True)
-    console.print("\nyou have N clips: take this\n")
+    console.print("\nyou have N clips and M minutes of one core: take this\n")
     console.print(markdown(*recommendations(records)), soft_wrap=True)
+    console.print("\nthe order that the papers claim\n")
+    console.print(markdown(*claims(records)), soft_wrap=True)
     if plot is not None:
         save_picture(Path(plot), draw(records))
 
 
 def recommendations(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: by training clips of a class the most accurate method, and the fastest that is not worse for certain.
+    """Header and rows: by training clips of a class the most accurate method that takes no longer than each of `BUDGETS`.
 
-    A method is not worse for certain where the 95 % interval of its difference to the best includes zero.
+    The last column has the fastest of all that is not worse than the best for certain: the 95 % interval of its difference
+    to the best includes zero.
     """
-    header = [
-        "training clips of a class",
-        "most accurate",
-        "%",
-        "CPU s",
-        "take",
-        "%",
-        "CPU s",
-        "minus the best",
-    ]
+    header = ["training clips of a class", *BUDGETS, "fastest that is not worse for certain"]
     rows = []
     for shots in groups_of(records):
         group = [record for record in records if record["shots"] == shots]
-        by_row = {name: [r for r in group if r["row"] == name] for name in ROWS}
-        by_row = {name: own for name, own in by_row.items() if own}
-        best = max(by_row, key=lambda name: mean(r["accuracy"] for r in by_row[name]))
-        good = [name for name in by_row if name == best or not is_worse(group, name, best)]
-        fast = min(good, key=lambda name: mean(r["seconds"] for r in by_row[name]))
-        cells = [ROWS[best].title, *figures(by_row[best]), ROWS[fast].title, *figures(by_row[fast])]
-        rows.append(["all (32)" if shots is None else str(shots), *cells, difference(group, fast, best)])
+        seconds = {name: mean(r["seconds"] for r in group if r["row"] == name) for name in {r["row"] for r in group}}
+        seconds = {name: seconds[name] for name in ROWS if name in seconds}
+        cells = []
+        for budget in BUDGETS.values():
+            names = [name for name in seconds if seconds[name] <= budget]
+            cells.append(described(group, most_accurate(group, names)) if names else "-")
+        best = most_accurate(group, list(seconds))
+        fast = min((name for name in seconds if not is_worse(group, name, best)), key=seconds.__getitem__)
+        rows.append(["all (32)" if shots is None else str(shots), *cells, described(group, fast)])
     return header, rows
+
+
+def claims(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: for each pair of `CLAIMS` the difference of accuracies in points, by training clips of a class."""
+    groups = {shots: [record for record in records if record["shots"] == shots] for shots in groups_of(records)}
+    header = ["points, by clips of a class", *("all (32)" if shots is None else str(shots) for shots in groups)]
+    return header, [
+        [title, *(difference(group, *pair) for group in groups.values())] for title, pair in CLAIMS.items()
+    ]
+
+
+def most_accurate(records: list[dict], names: list[str]) -> str:
+    return max(names, key=lambda name: mean(r["accuracy"] for r in records if r["row"] == name))
+
+
+def described(records: list[dict], name: str) -> str:
+    own = [record for record in records if record["row"] == name]
+    return (
+        f"{ROWS[name].title}: {100 * mean(r['accuracy'] for r in own):.1f} %, {mean(r['seconds'] for r in own):.0f} s"
+    )
+
+
+def with_cpu_seconds(records: list[dict], timed: list[dict]) -> list[dict]:
+    """The records with the seconds that one CPU core works for a run: as many a clip and epoch as the timed runs of the row."""
+    cost = {}
+    for name in {record["row"] for record in timed}:
+        own = [record for record in timed if record["row"] == name]
+        cost[name] = sum(r["seconds"] for r in own) / sum(r["training_clips"] * r["epochs"] for r in own)
+    return [r | {"seconds": cost.get(r["row"], float("nan")) * r["training_clips"] * r["epochs"]} for r in records]
 
 
 def groups_of(records: list[dict]) -> list[int | None]:
@@ -68,11 +107,9 @@ def groups_of(records: list[dict]) -> list[int | None]:
     return sorted({record["shots"] for record in records}, key=lambda shots: 10**9 if shots is None else shots)
 
 
-def figures(records: list[dict]) -> list[str]:
-    return [f"{100 * mean(r['accuracy'] for r in records):.1f}", f"{mean(r['seconds'] for r in records):.0f}"]
-
-
 def is_worse(records: list[dict], name: str, best: str) -> bool:
+    if name == best:
+        return False
     pairs = paired(records, name, best)
     if not pairs:
         return True  # nothing says that it is not

@@ -15,8 +15,10 @@ from .parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterMo
 class IPETConfig(ParallelMLPAdapterConfig, EmbeddingPromptConfig):
     """Configuration of integrated parameter-efficient tuning (IPET).
 
-    Takes the fields of `EmbeddingPromptConfig` and `ParallelMLPAdapterConfig`; the defaults are the paper's. With
-    `adapter_input="normalized"`, `activation="gelu"`, `scaling=1.0` and `spatial_adapter=True` it is AAT's "Joint".
+    Takes the fields of `EmbeddingPromptConfig` and `ParallelMLPAdapterConfig`; the defaults are the paper's. On Whisper
+    tiny.en and ESC-10 they end at 90.0 %, a linear probe at 91.0, and `adapter_input="normalized"`, `activation="gelu"`,
+    `scaling=1.0`, `dropout=0.0` at 93.6 (`docs/real_model/README.md`): take those to train well, as the training script
+    does. With `spatial_adapter=True` beside them it is AAT's "Joint".
     Source: Kim et al., "Integrated parameter-efficient tuning for general-purpose audio models", 2023, section 3.2;
     dropout from the authors' code.
 

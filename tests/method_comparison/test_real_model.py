@@ -5,9 +5,9 @@ import json
 import pytest
 import real_model
 import real_model_rates
-from real_model import Run, draw, main, read_records, wanted_runs
+from real_model import Run, Source, draw, main, read_records, wanted_runs
 from real_model_rates import Trial
-from real_model_report import difference, interval, recommendations, table
+from real_model_report import difference, interval, recommendations, table, with_cpu_seconds
 from real_model_rows import EPOCHS, ROWS
 from sounds import save_model, write_tones
 from train_classification import METHODS, UsageError, apply_method, make_config
@@ -59,9 +59,10 @@ def test_rates_are_tried_on_other_folds_than_those_that_are_tested(workspace, tm
     monkeypatch.setattr(real_model_rates, "fit", lambda *given: seen.append(given) or {"accuracy": 0.5})
     train = real_model_rates.train
     for row, rate in (("ipet", 1e-2), ("linear_probe", 1e-4)):
-        record = train(str(workspace / "whisper"), str(workspace / "data"), Trial(row, rate, 3))
+        source = Source(str(workspace / "whisper"), str(workspace / "data"), str(tmp_path / "features"))
+        record = train(source, Trial(row, rate, 3))
         assert record == {"row": row, "learning_rate": rate, "seed": 3, "accuracy": 0.5}
-    (_, _, ipet, parts, epochs, seed), (_, _, probe, _, _, _) = seen
+    (_, ipet, parts, epochs, seed), (_, probe, _, _, _) = seen
     assert [{clip.fold for clip in part} for part in parts] == [{"2"}, {"3"}] and (epochs, seed) == (EPOCHS[16], 3)
     assert (ipet.learning_rate, ipet.head_learning_rate) == (1e-2, ROWS["ipet"].head_learning_rate)
     assert probe.head_learning_rate == 1e-4
@@ -152,11 +153,24 @@ def test_the_fastest_that_is_not_worse_for_certain_is_taken():
     records = runs("ipet", 4, 90.0) + runs("lora", 3, 50.0) + runs("linear_probe", 0, 5.0)
     header, rows = recommendations(records)
     assert len(rows) == 1 and len(rows[0]) == len(header)
-    assert rows[0][:4] == ["all (32)", ROWS["ipet"].title, "100.0", "90"]
+    shots, minute, three, ten, fast = rows[0]
+    assert shots == "all (32)" and minute == f"{ROWS['lora'].title}: 75.0 %, 50 s"
+    assert three == ten == f"{ROWS['ipet'].title}: 100.0 %, 90 s"
     # One clip in four of LoRA's is wrong, in every fold: a difference that no draw of clips turns around.
-    assert rows[0][4] == ROWS["ipet"].title
+    assert fast == three
     close = runs("ipet", 4, 90.0) + [*runs("lora", 4, 50.0)[:4], record("lora", "5", [0, 1, 2, 0]) | {"seconds": 50.0}]
-    assert recommendations(close)[1][0][4] == ROWS["lora"].title
+    assert recommendations(close)[1][0][4].startswith(ROWS["lora"].title)
+    slow = [r | {"seconds": 70.0} for r in records]
+    assert recommendations(slow)[1][0][1] == "-"
+
+
+def test_runs_cost_what_the_timed_ones_did_a_clip_and_epoch():
+    timed = [{"row": "ipet", "seconds": seconds, "training_clips": 40, "epochs": 15} for seconds in (60.0, 180.0)]
+    ipet, lora = (
+        record(row, "1", [0] * 4) | {"training_clips": 320, "epochs": 6, "seconds": 1.0} for row in ("ipet", "lora")
+    )
+    assert with_cpu_seconds([ipet], timed)[0]["seconds"] == pytest.approx(0.2 * 320 * 6)
+    assert with_cpu_seconds([lora], timed)[0]["seconds"] != with_cpu_seconds([lora], timed)[0]["seconds"]  # unknown
 
 
 def test_the_interval_is_over_clips():
