@@ -6,6 +6,8 @@
 
 Or step by step: `choose_splits` says which clips train, `FeatureCache` or `extract_features` compute their features,
 and `FeatureDataset` pairs them with the labels. Files that cannot be used are listed by name in a `BadAudioError`.
+`TorchFeatures` computes the features. `AudioCollator(feature_extractor, device="cuda")` does so on a GPU, for items with
+waveforms: those of `StreamedClips`, or of a `FeatureDataset` on `FeatureCache("waveforms").compute(clips)`.
 """
 
 from .audiofolder import AUDIO_SUFFIXES, read_audiofolder, read_rows
@@ -26,6 +28,7 @@ from .features import (
 from .hub import read_hub_dataset, stream_splits
 from .splits import Splits, choose_splits
 from .streaming import StreamedClips, StreamedInputs
+from .torch_features import TorchFeatures
 from .training_data import TrainingData, prepare_clips, prepare_stream
 
 
@@ -44,6 +47,7 @@ __all__ = [
     "Splits",
     "StreamedClips",
     "StreamedInputs",
+    "TorchFeatures",
     "TrainingData",
     "choose_splits",
     "extract_features",

@@ -37,13 +37,14 @@ from .clips import Clip
 from .decoding import load_clip, report_bad_files
 from .feature_entries import as_stored, entry_path, is_complete, prepare, read_entry, write_entry
 from .features import model_inputs
+from .torch_features import computed_by, unwrapped
 
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of the entries; raised as well when clips are decoded in another way
 # The features may change with the versions of these.
-PACKAGES = ("librosa", "soundfile", "soxr", "torchaudio", "transformers")
+PACKAGES = ("librosa", "soundfile", "soxr", "torch", "torchaudio", "transformers")
 CLIPS_PER_WORKER = 8  # for fewer, a worker takes longer to start than it saves
 
 
@@ -187,7 +188,7 @@ class FeatureCache:
 
     def settings(self) -> str:
         """Return all that the features depend on besides the audio, as JSON."""
-        extractor = self.feature_extractor
+        extractor = unwrapped(self.feature_extractor)
         settings = {
             "format": FORMAT,
             "sampling_rate": self.sampling_rate,
@@ -197,6 +198,7 @@ class FeatureCache:
             "versions": {name: version(name) for name in PACKAGES},
             "class": None if extractor is None else f"{type(extractor).__module__}.{type(extractor).__qualname__}",
             "feature_extractor": None if extractor is None else extractor.to_dict(),
+            "computed_by": None if extractor is None else computed_by(self.feature_extractor),
         }
         return json.dumps(settings, indent=2, sort_keys=True, default=as_list)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
@@ -13,22 +13,24 @@ from transformers import AutoConfig, AutoFeatureExtractor, SequenceFeatureExtrac
 
 from .clips import Clip
 from .decoding import check_seconds, load_clip, report_bad_files
+from .torch_features import TorchFeatures, computed_by, with_torch
 
 
 MEL_WINDOW_SECONDS, MEL_HOP_SECONDS = 0.025, 0.010  # fixed in the spectrogram extractors of transformers
 
 
 def model_inputs(waveform: np.ndarray, feature_extractor: Any) -> dict[str, np.ndarray]:
-    """Return the feature extractor's outputs for one clip, without the batch axis.
+    """Return the feature extractor's outputs for one clip, without the batch axis, computed by `TorchFeatures`.
 
     Args:
         waveform: `(samples,)` at the feature extractor's sampling rate, full scale +-1.
-        feature_extractor: one of transformers, or anything with its `sampling_rate` and call.
+        feature_extractor: one of transformers, or anything with its `sampling_rate` and call, which is then called.
 
     Returns:
         By name, e.g. `input_values` `(frames, mel bins)` for AST or `(samples,)` for wav2vec2.
     """
-    outputs = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate, return_tensors="np")
+    extract = with_torch(feature_extractor)
+    outputs = extract(waveform, sampling_rate=extract.sampling_rate, return_tensors="np")
     return {name: np.asarray(value)[0] for name, value in outputs.items()}
 
 
@@ -162,21 +164,43 @@ class FeatureDataset(torch.utils.data.Dataset):
 
 
 class AudioCollator:
-    """Makes batches: the Trainer's `data_collator` for items of `FeatureDataset` and `StreamedInputs`.
+    """Makes batches: the Trainer's `data_collator` for items of `FeatureDataset`, `StreamedInputs` and `StreamedClips`.
+
+    Items with a "waveform" `(samples,)`, and no features, get those that `model_inputs` makes, all of a batch at once.
 
     Args:
         feature_extractor: pads clips of different lengths to the longest, with its mask.
+        device: where features of waveforms are computed, see `TorchFeatures`. Elsewhere than on the CPU batches must be
+            made in the main process (`dataloader_num_workers=0`) and not be pinned (`dataloader_pin_memory=False`).
+
+    Raises:
+        ValueError: see `TorchFeatures`.
     """
 
-    def __init__(self, feature_extractor: Any) -> None:
+    def __init__(self, feature_extractor: Any, device: Union[str, torch.device, None] = None) -> None:
         self.feature_extractor = feature_extractor
+        self.extract = with_torch(feature_extractor) if device is None else TorchFeatures(feature_extractor, device)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch of tensors by name, `labels` among them."""
         labels = torch.from_numpy(np.stack([item["labels"] for item in items]))
+        if "waveform" in items[0]:
+            return {**self._features([item["waveform"] for item in items]), "labels": labels}
         inputs = [{name: value for name, value in item.items() if name != "labels"} for item in items]
+        return {**self._joined(inputs), "labels": labels}
+
+    def _joined(self, inputs: list[dict[str, np.ndarray]]) -> Mapping[str, torch.Tensor]:
         if all(len({np.shape(item[name]) for item in inputs}) == 1 for name in inputs[0]):
-            batch = {name: torch.from_numpy(np.stack([item[name] for item in inputs])) for name in inputs[0]}
-        else:
-            batch = self.feature_extractor.pad(inputs, padding="longest", return_tensors="pt")
-        return {**batch, "labels": labels}
+            return {name: torch.from_numpy(np.stack([item[name] for item in inputs])) for name in inputs[0]}
+        return self.feature_extractor.pad(inputs, padding="longest", return_tensors="pt")
+
+    def _features(self, waveforms: list[np.ndarray]) -> Mapping[str, torch.Tensor]:
+        extract = self.extract
+        if computed_by(extract) is None or getattr(extract, "padding_side", "right") != "right":
+            return self._joined([model_inputs(waveform, extract) for waveform in waveforms])
+        # With masks, so that no clip is normalized together with padding behind it.
+        options = {} if pads_to_fixed_seconds(extract) else {"padding": "longest", "return_attention_mask": True}
+        batch = extract(waveforms, sampling_rate=extract.sampling_rate, return_tensors="pt", **options)
+        if options and not extract.return_attention_mask:
+            batch.pop("attention_mask", None)
+        return batch
