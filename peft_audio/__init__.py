@@ -32,6 +32,7 @@ from .methods.embedding_prompt import EmbeddingPromptConfig, EmbeddingPromptMode
 from .methods.input_prompt import InputPromptConfig, InputPromptModel
 from .methods.ipet import IPETConfig, IPETModel
 from .methods.parallel_mlp_adapter import ParallelMLPAdapterConfig, ParallelMLPAdapterModel
+from .methods.side_network import SideNetworkConfig, SideNetworkModel
 from .methods.time_freq_conv_adapter import TimeFreqConvAdapterConfig, TimeFreqConvAdapterModel
 from .tuner.half_precision import save_activations_in_half
 from .tuner.other_tuners import wrap_injection
@@ -69,6 +70,8 @@ __all__ = [
     "ParallelMLPAdapterConfig",
     "ParallelMLPAdapterModel",
     "PositionRule",
+    "SideNetworkConfig",
+    "SideNetworkModel",
     "TimeFreqConvAdapterConfig",
     "TimeFreqConvAdapterModel",
     "ast_from_ssast",

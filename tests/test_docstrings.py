@@ -24,6 +24,7 @@ DOCUMENTED = {
     "InputPromptConfig": peft_audio,
     "ParallelMLPAdapterConfig": peft_audio,
     "PositionRule": peft_audio,
+    "SideNetworkConfig": peft_audio,
     "TimeFreqConvAdapterConfig": peft_audio,
     "ast_from_ssast": peft_audio,
     "ast_from_vit": peft_audio,

@@ -14,6 +14,7 @@ from peft_audio import (
     InputPromptConfig,
     IPETConfig,
     ParallelMLPAdapterConfig,
+    SideNetworkConfig,
     TimeFreqConvAdapterConfig,
 )
 
@@ -206,6 +207,9 @@ METHODS = {
     "conformer": lambda **k: BottleneckAdapterConfig(
         bottleneck_dim=8, block="conformer", sites=("mlp", "attention"), conv_kernel=4, **k
     ),
+    "side_network": lambda **k: SideNetworkConfig(reduction_factor=4, **k),
+    "side_conv": lambda **k: SideNetworkConfig(reduction_factor=4, block="conv", gate="vector", **k),
+    "side_attention": lambda **k: SideNetworkConfig(reduction_factor=4, block="attention", **k),
     "input_prompt": lambda **k: InputPromptConfig(prompt_size=3, **k),
     "linear_probe": lambda **k: ParallelMLPAdapterConfig(layers_to_transform=[], **k),
 }
@@ -213,6 +217,8 @@ METHODS = {
 CHANGED_AT_START = ("embedding_prompt", "ipet", "joint")
 # Methods that adapt no encoder layer, or have nothing beside the head.
 NOT_IN_LAYERS = ("input_prompt", "linear_probe")
+# Methods that leave the encoder layers as they are, and add to what the last one gives.
+BESIDE_LAYERS = ("side_network", "side_conv", "side_attention")
 
 each_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 # Where it is enough to see one of every kind: a grid of patches, post-norm and pre-norm layers.

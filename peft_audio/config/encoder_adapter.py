@@ -60,6 +60,9 @@ class EncoderAdapterConfig(PeftConfig):
     summary: ClassVar[str] = ""
     citations: ClassVar[tuple[str, ...]] = ()
 
+    # The fields that the package fills in when the adapter is put on a model.
+    filled_in: ClassVar[tuple[str, ...]] = ("modules_to_save", "base_settings", "layers_to_transform")
+
     def __post_init__(self) -> None:
         """Check the fields.
 
@@ -131,6 +134,10 @@ class EncoderAdapterConfig(PeftConfig):
     def saved_modules(self) -> list[str]:
         """The names in `modules_to_save` without the mark of those that are whole paths."""
         return [name.removeprefix(EXACT) for name in self.modules_to_save or ()]
+
+    def choose_layers(self, layers: list[int]) -> None:
+        """Adapt the encoder layers with these indices, and no others."""
+        self.layers_to_transform = layers
 
     def selected_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the indices of the layers to adapt, in ascending order.

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 
-FILLED_IN = ("modules_to_save", "base_settings", "layers_to_transform")
 GIVEN = "_as_given"  # on a configuration in use: the fields as the caller gave them
 
 
@@ -31,7 +30,7 @@ def fresh_config(config: Any) -> Any:
 @contextmanager
 def filled_in(config: Any) -> Iterator[None]:
     """Within, fields of the configuration are filled in; an error takes that back."""
-    given = {name: copy.deepcopy(getattr(config, name)) for name in FILLED_IN}
+    given = {name: copy.deepcopy(getattr(config, name)) for name in config.filled_in}
     try:
         yield
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from torch import nn
 from transformers.activations import ACT2FN
@@ -49,13 +49,11 @@ class BottleneckFields(EncoderAdapterConfig):
         super().__post_init__()
         require_size("bottleneck_dim", self.bottleneck_dim)
         if self.reduction_factor is not None:
-            factor = self.reduction_factor
-            require(is_number(factor) and factor >= 1, "reduction_factor", "None or a number of at least 1", factor)
+            require_factor(self.reduction_factor, "None or a number of at least 1")
             default = type(self).__dataclass_fields__["bottleneck_dim"].default
             rule = "left out where `reduction_factor` is given, which takes its place"
             require(self.bottleneck_dim == default, "bottleneck_dim", rule, self.bottleneck_dim)
-        known = isinstance(self.activation, str) and self.activation in ACT2FN
-        require(known, "activation", f"one of {', '.join(sorted(ACT2FN))}", self.activation)
+        require_activation(self.activation)
         require_finite_number("scaling", self.scaling)
         self.scaling = float(self.scaling)  # torch takes no integer of this size
         require(self.scaling != 0, "scaling", "other than 0, which would give the adapter no gradient", self.scaling)
@@ -69,14 +67,37 @@ class BottleneckFields(EncoderAdapterConfig):
         """
         if self.reduction_factor is None:
             return self.bottleneck_dim
-        width = int(hidden_size / self.reduction_factor)
-        rule = f"at most the hidden size ({hidden_size})"
-        require(width > 0, "reduction_factor", rule, self.reduction_factor)
-        return width
+        return width_of(hidden_size, self.reduction_factor)
 
     def make_activation(self) -> nn.Module:
         """Return a new module of the activation."""
-        return ACT2FN[self.activation]
+        return make_activation(self.activation)
+
+
+def require_factor(factor: Any, rule: str) -> None:
+    """Raise ValueError unless `reduction_factor` is a number of at least 1, which is what `rule` says."""
+    require(is_number(factor) and factor >= 1, "reduction_factor", rule, factor)
+
+
+def require_activation(name: Any) -> None:
+    """Raise ValueError unless `activation` is a name in transformers' `ACT2FN`."""
+    require(isinstance(name, str) and name in ACT2FN, "activation", f"one of {', '.join(sorted(ACT2FN))}", name)
+
+
+def width_of(hidden_size: int, reduction_factor: float) -> int:
+    """Return the hidden size divided by the factor, rounded down.
+
+    Raises:
+        ValueError: if `reduction_factor` is larger than `hidden_size`.
+    """
+    width = int(hidden_size / reduction_factor)
+    require(width > 0, "reduction_factor", f"at most the hidden size ({hidden_size})", reduction_factor)
+    return width
+
+
+def make_activation(name: str) -> nn.Module:
+    """Return a new module of the activation."""
+    return ACT2FN[name]
 
 
 def with_adapter(parts: AdapterParts, block: str, adapter: nn.Module, wiring: Wiring) -> AdapterParts:

@@ -32,3 +32,12 @@ PETL_AST = """@misc{cappellazzo2023parameter,
   eprint = {2312.03694},
   archiveprefix = {arXiv}
 }"""
+
+LST = """@inproceedings{sung2022lst,
+  title = {{LST}: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning},
+  author = {Sung, Yi-Lin and Cho, Jaemin and Bansal, Mohit},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year = {2022},
+  eprint = {2206.06522},
+  archiveprefix = {arXiv}
+}"""

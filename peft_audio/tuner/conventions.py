@@ -13,6 +13,7 @@ class Conventions(NamedTuple):
     batch_first: bool
     padding_mask: Optional[str]
     positions: Optional[PositionRule]
+    read_tokens: Optional[int]
 
     @property
     def mask_name(self) -> str:

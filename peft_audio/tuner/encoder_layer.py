@@ -13,6 +13,7 @@ the feed-forward block follows attention all the same):
 7. After the attention block: `_adapt_attention` applies the adapters there.
 8. The norm before the feed-forward block: `_normalize_mlp_input` keeps its input and output.
 9. After the feed-forward block: `_adapt_mlp` applies the adapters there.
+10. The layer has run: `_go_beside` takes its output along the way beside the encoder (side_path.py).
 
 What one of these leaves for another is a field of `PassState`, whose docstring says who writes and reads each.
 """
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -30,17 +30,18 @@ from torch.utils.hooks import RemovableHandle
 
 from ..backbones.spec import Backbone, LayerModules
 from ..modules import TokenLayout
-from ..modules.adapter_module import check_result, reads_neighbours, special_tokens_stand_alone
+from ..modules.adapter_module import reads_neighbours, special_tokens_stand_alone
 from ..modules.prompts import side_by_side
 from ..upstream.autograd import may_run_again
 from ..utils.around import unwrap_forward, wrap_forward
 from ..utils.forward_pass import BlockInput, ForwardPass, PassState
-from .adapter_parts import ADAPTERS, PARTS, AdapterParts, Wiring
+from .adapter_parts import ADAPTERS, AT_THE_END, BESIDE, PARTS, WITHIN, AdapterParts, Wiring, with_adapters
 from .attention import ExtraTokens, install_extra_tokens, remove_extra_tokens, takes_extra_tokens
 from .calls import Call, parameter_names
 from .conventions import Conventions
 from .grids import SeenGrids
 from .masks import grow_mask, real_tokens, without_prompt_rows
+from .side_path import SideCall, states_of_pass
 from .tuner_layer import HookedTunerLayer, first_tensor, with_first
 
 
@@ -91,7 +92,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         self.mlp_wiring: dict[str, Wiring] = {}
         self.in_features = self.out_features = backbone.hidden_size
         spec = backbone.spec
-        self._conventions = Conventions(spec.batch_first, spec.padding_mask, spec.positions)
+        self._conventions = Conventions(spec.batch_first, spec.padding_mask, spec.positions, spec.read_tokens)
         self._outside = OutsideModules(modules.attention, modules.attention_norm, backbone.position_source)
         self._attention_parameters = parameter_names(modules.attention)
         self._takes_extra_tokens = takes_extra_tokens(modules.attention, spec)
@@ -132,10 +133,11 @@ class EncoderTunerLayer(HookedTunerLayer):
         state = PassState(outer, outer.samples, outer.grid)
         if state.grid is not None and not self._is_traced:
             self._grids.note(self._batch_first(hidden_states).shape[1], state.grid)
+        num_end = self._conventions.read_tokens if outer.only_first_read else None
         num_read = self._take_num_read(outer, args, kwargs)
         if num_read is not None:
             hidden_states, state.unread = hidden_states[:, :num_read], hidden_states[:, num_read:]
-        elif self._is_checkpointed and torch.is_grad_enabled() and not hidden_states.requires_grad:
+        elif self._is_checkpointed and self._trains_within and not hidden_states.requires_grad:
             # Reentrant checkpointing gives no gradient at all, silently, where no input of the checkpointed layer asks
             # for one; the input of the first adapted layer of a frozen model does not.
             hidden_states = hidden_states.detach().requires_grad_()
@@ -144,7 +146,9 @@ class EncoderTunerLayer(HookedTunerLayer):
         context = self._saving_context
         is_plain = context is None or self._is_checkpointed or torch.compiler.is_compiling()
         with nullcontext() if context is None or is_plain else context(hidden_states):
-            return self.forward_pass.run(state, self.base_layer, hidden_states, *args, **kwargs)
+            output = self.forward_pass.run(state, self.base_layer, hidden_states, *args, **kwargs)
+            is_passed = not any(self.active(part) for part in BESIDE)
+            return output if is_passed else self._go_beside(output, state.attention_mask, num_end)
 
     def _with_state(self, forward: Callable[..., Any], layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the base layer in the state of its call, also when checkpointing runs it again."""
@@ -166,6 +170,13 @@ class EncoderTunerLayer(HookedTunerLayer):
     @property
     def _is_checkpointed(self) -> bool:
         return self.training and bool(getattr(self.base_layer, "gradient_checkpointing", False))
+
+    @property
+    def _trains_within(self) -> bool:
+        """Whether the layer has something to give a gradient to; parts beside it have theirs without it."""
+        is_beside = any(self.active(part) for part in BESIDE) and not any(self.active(part) for part in WITHIN)
+        is_frozen = is_beside and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
+        return torch.is_grad_enabled() and not is_frozen
 
     @property
     def _is_traced(self) -> bool:
@@ -283,37 +294,28 @@ class EncoderTunerLayer(HookedTunerLayer):
             else None
         )
         output = self._batch_first(output)
-        adapt = partial(self._adapt, block, self._grid(output.shape[1], is_mixing))
-        return self._batch_first(self.by_adapter(adapt, output, *block_input, mask))
+        grid, wirings = self._grid(output.shape[1], is_mixing), getattr(self, f"{block}_wiring")
 
-    def _adapt(
-        self,
-        block: str,
-        grid: tuple[int, int],
-        output: torch.Tensor,
-        residual: torch.Tensor,
-        normalized: torch.Tensor,
-        mask: Optional[torch.Tensor],
-    ) -> torch.Tensor:
-        adapters, wirings = self.active(f"{block}_adapter"), getattr(self, f"{block}_wiring")
-        names = [name for name, _ in adapters]
-        replacing = [name for name in names if wirings[name].replace]
-        if replacing and len(adapters) > 1:
-            raise ValueError(
-                f"Adapter {replacing[0]!r} takes the place of the output of every {block} block (placement='sequential' "
-                f"without residual), so no other can be active with it, got {names}. Activate one at a time."
-            )
-        layout = TokenLayout(grid, mask)
-        sources = {"output": output, "residual": residual, "normalized": normalized}
-        adapted = None if replacing else output
-        for name, adapter in adapters:
-            source = sources[wirings[name].input]
-            added = adapter(source, layout)
-            check_result(adapter, source, added)
-            adapted = added if adapted is None else adapted + added
-            if wirings[name].shortcut:
-                adapted = adapted + source
-        return output if adapted is None else adapted
+        def adapt(mask: Optional[torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+            sources = dict(zip(("output", *BlockInput._fields), tensors))
+            return with_adapters(block, self.active(f"{block}_adapter"), wirings, sources, TokenLayout(grid, mask))
+
+        return self._batch_first(self.by_adapter(adapt, mask, output, *block_input))
+
+    def _go_beside(self, output: Any, attention_mask: Any, num_read: Optional[int]) -> Any:
+        """Return what the layer gives, with what the side networks add in the last one."""
+        tokens = self._batch_first(first_tensor(output))
+        is_mixing = any(reads_neighbours(module) for _, module in self.active("side"))
+        mask = real_tokens(attention_mask, self._conventions.true_is_padding) if is_mixing else None
+        states = states_of_pass(self.forward_pass.current.side_states)
+        call = SideCall(states, self._grid(tokens.shape[1], is_mixing), num_read)
+        self.by_adapter(lambda *tensors: call.take_in(self.active("side"), *tensors), tokens, mask)
+        if not self.active(AT_THE_END):
+            return output
+        tokens = tokens[:, : call.num_left(tokens)]
+        tokens = self.by_adapter(lambda tensor: call.add(self.active(AT_THE_END), tensor), tokens)
+        states.clear()
+        return with_first(output, self._batch_first(tokens))
 
     def _grid(self, num_tokens: int, is_mixing: bool) -> tuple[int, int]:
         state = self.forward_pass.current

@@ -20,7 +20,7 @@ def take_layers(
         names: the names in the state dict, as in a checkpoint (`layers.N.<part>...`) or as in a model.
         num_layers: number of layers of the encoder.
         prefix: prefix of the tuner type in a model's names.
-        parts: names of the parts that an adapter puts on a layer.
+        parts: names of the parts that an adapter puts on the layers that it is asked for.
 
     Raises:
         ValueError: if it has none of any layer, but the configuration asks for some, or layers that the encoder lacks.
@@ -44,4 +44,4 @@ def take_layers(
         RuntimeWarning,
         stacklevel=5,
     )
-    config.layers_to_transform = found
+    config.choose_layers(found)

@@ -47,9 +47,9 @@ class ModelCalls:
 
     def run_alone(self, forward: Callable[..., Any], encoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the encoder of an encoder-decoder, which `generate` calls by itself, with what `adapter_names` asked for."""
-        request = self.forward_pass.request
+        request, outer = self.forward_pass.request, self.forward_pass.current
         if request is None:
-            return forward(*args, **kwargs)
+            return self.forward_pass.run(PassState(outer, outer.samples), forward, *args, **kwargs)
         return run_mixed(self.forward_pass, request, forward, args, kwargs)
 
 

@@ -45,6 +45,7 @@ class PassState:
     | `in_attention` | attention function (attention.py) | the configuration of attention modules |
     | `mlp_input` | hook on the norm before the feed-forward block | hook after the feed-forward block |
     | `unread` | the last encoder layer | its hook in front of attention |
+    | `side_states` | encoder layers, when they have run (side_path.py) | the layers after them |
 
     Args:
         outer: the state of the call around this one, whose samples and grid it has.
@@ -67,6 +68,8 @@ class PassState:
         in_attention: whether the model's own attention function is running.
         mlp_input: what the feed-forward block reads.
         unread: the tokens whose output is left out, `(batch, tokens, hidden_size)`.
+        side_states: the states of side networks by adapter, `(its samples, tokens, width)`; None outside of all calls, where
+            no layer follows another.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class PassState:
         self.in_attention = False
         self.mlp_input: Optional[BlockInput] = None
         self.unread: Optional[torch.Tensor] = None
+        self.side_states: Optional[dict[str, torch.Tensor]] = {}
 
     @property
     def is_needed_again(self) -> bool:
@@ -119,6 +123,7 @@ class ForwardPass(threading.local):
     def __init__(self) -> None:
         """Make the state of a thread that runs no forward pass."""
         self.current = PassState()
+        self.current.side_states = None
         self.request: Any = None
         self.claims: list[Any] = []
         self.layer_weights: Optional[torch.Tensor] = None

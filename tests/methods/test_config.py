@@ -15,6 +15,7 @@ from peft_audio import (
     InputPromptConfig,
     IPETConfig,
     ParallelMLPAdapterConfig,
+    SideNetworkConfig,
     TimeFreqConvAdapterConfig,
 )
 from peft_audio.backbones.table import resolve
@@ -83,6 +84,15 @@ SITES = [
     ("conv_kernel", 5, "has no convolution"),
     ("train_layer_norms", 1, "True or False"),
 ]
+SIDE = [
+    ("reduction_factor", None, "at least 1"),
+    ("reduction_factor", 0.5, "at least 1"),
+    ("block", "lstm", "'mlp', 'conv', 'attention'"),
+    ("gate", "matrix", "'scalar', 'vector'"),
+    ("every_nth_layer", 0, "positive integer"),
+    ("activation", "rleu", "gelu"),
+    ("dropout", 1.0, r"\[0, 1\)"),
+]
 INPUT = [
     ("prompt_size", 0, "positive integer"),
     ("prompt_size", 2.5, "positive integer"),
@@ -95,6 +105,7 @@ CASES = (
     + [(IPETConfig, *case) for case in SHARED + PROMPT + BOTTLENECK + PARALLEL]
     + [(TimeFreqConvAdapterConfig, *case) for case in SHARED + BOTTLENECK + CONV]
     + [(BottleneckAdapterConfig, *case) for case in SHARED + BOTTLENECK + SITES]
+    + [(SideNetworkConfig, *case) for case in SHARED + SIDE]
     + [(InputPromptConfig, *case) for case in SHARED + INPUT]
 )
 
@@ -118,6 +129,8 @@ def test_the_papers_defaults():
     block = BottleneckAdapterConfig()
     assert (block.bottleneck_dim, block.activation, block.sites, block.placement) == (64, "gelu", ("mlp",), "parallel")
     assert InputPromptConfig().prompt_size == 10
+    side = SideNetworkConfig()
+    assert (side.reduction_factor, side.block, side.gate, side.every_nth_layer) == (8, "mlp", "scalar", 1)
 
 
 def test_a_conformer_has_its_own_activation_and_a_convolution_somewhere_to_act():
@@ -158,6 +171,7 @@ MISFITS = [
     ("ast", IPETConfig, {"layers_to_transform": [2, -1]}, "name one layer"),
     ("ast", IPETConfig, {"modules_to_save": ["classifier", "projector"]}, "'projector'"),
     ("ast", IPETConfig, {"reduction_factor": 100}, "hidden size"),
+    ("ast", SideNetworkConfig, {"reduction_factor": 33}, r"at most the hidden size \(32\)"),
     ("wav2vec2", IPETConfig, {"prompt_init": "vpt"}, "no patch size"),
     ("wav2vec2", TimeFreqConvAdapterConfig, {"mlp_kernel": (3, 1)}, NO_FREQUENCY),
     ("ast", InputPromptConfig, {"prompt_size": 19}, r"at most half of .*\(46, 36\)"),

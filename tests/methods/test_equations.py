@@ -10,6 +10,7 @@ from reference import NAMES, bottleneck, conformer, conv_bottleneck, convolve, e
 from safetensors.torch import load_file
 from tiny import (
     BACKBONES,
+    BESIDE_LAYERS,
     HIDDEN_SIZE,
     METHODS,
     NOT_IN_LAYERS,
@@ -93,7 +94,7 @@ EQUATIONS = {
     BottleneckAdapterConfig: bottleneck_adapter,
 }
 BOTH = ("attention", "mlp")
-VARIANTS = {name: method for name, method in METHODS.items() if name not in NOT_IN_LAYERS} | {
+VARIANTS = {name: method for name, method in METHODS.items() if name not in (*NOT_IN_LAYERS, *BESIDE_LAYERS)} | {
     "time_freq_conv_residual": lambda: TimeFreqConvAdapterConfig(
         bottleneck_dim=6, attention_kernel=(1, 5), mlp_kernel=(1, 3), adapter_input="residual"
     ),

@@ -21,6 +21,7 @@ from peft_audio import (
     InputPromptConfig,
     IPETConfig,
     ParallelMLPAdapterConfig,
+    SideNetworkConfig,
     TimeFreqConvAdapterConfig,
 )
 from peft_audio.tuner.encoder_layer import EncoderTunerLayer
@@ -130,12 +131,23 @@ def borders(draw, backbone):
     return InputPromptConfig(prompt_size=size, **draw(some.fixed_dictionaries(SHARED)))
 
 
+def sides(backbone):
+    fields = {name: BOTTLENECK[name] for name in ("layers_to_transform", "activation", "dropout", *SHARED)} | {
+        "reduction_factor": some.floats(1, HIDDEN),
+        "block": some.sampled_from(["mlp", "conv", "attention"]),
+        "gate": some.sampled_from(["scalar", "vector"]),
+        "every_nth_layer": some.integers(1, 4),
+    }
+    return some.fixed_dictionaries(fields).map(lambda options: SideNetworkConfig(**options))
+
+
 STRATEGIES = {
     "embedding_prompt": prompts,
     "parallel_mlp": parallel,
     "ipet": ipet,
     "time_freq_conv": convolutions,
     "bottleneck": blocks,
+    "side_network": sides,
     "input_prompt": borders,
 }
 each_method = pytest.mark.parametrize("method", STRATEGIES)
@@ -194,7 +206,8 @@ def test_any_value_is_kept_or_refused_by_name(config_cls, data, value):
 
 def layers_of(config):
     layers = range(NUM_LAYERS) if config.layers_to_transform is None else config.layers_to_transform
-    return sorted({index % NUM_LAYERS for index in ([layers] if isinstance(layers, int) else layers)})
+    chosen = sorted({index % NUM_LAYERS for index in ([layers] if isinstance(layers, int) else layers)}, reverse=True)
+    return sorted(chosen[:: getattr(config, "every_nth_layer", 1)])
 
 
 def expected_parameters(config, backbone):
@@ -202,6 +215,8 @@ def expected_parameters(config, backbone):
     if isinstance(config, InputPromptConfig):
         p = config.prompt_size
         return 2 * p * 36 + 2 * p * (46 - 2 * p) if backbone == "ast" else 2 * p
+    if isinstance(config, SideNetworkConfig):
+        return count_side(config, len(layers_of(config)), backbone)
     return len(layers_of(config)) * sum(count(config, backbone) for count in counts_of(config))
 
 
@@ -254,6 +269,15 @@ def count_blocks(config, backbone):
     return len(config.sites) * one + 2 * HIDDEN * norms
 
 
+def count_side(config, num_layers, backbone):
+    w, inner = int(HIDDEN / config.reduction_factor), 2 * int(HIDDEN / config.reduction_factor)
+    taps = 9 if backbone == "ast" else 7
+    mixing = {"mlp": 0, "conv": 2 * w + taps * w, "attention": 2 * w + 3 * w * w + w * w + w}[config.block]
+    gates = 1 if config.gate == "scalar" else w
+    one = (HIDDEN + 1) * w + gates + mixing + 2 * w + (w + 1) * inner + (inner + 1) * w + slopes(config)
+    return num_layers * one + (2 * w + (w + 1) * HIDDEN if num_layers else 0)
+
+
 def starts_as_the_base(config):
     if not layers_of(config):
         return True
@@ -276,7 +300,8 @@ def test_any_configuration_on_a_model(method, backbone, data):
         0 if config.modules_to_save == [] else HEADS[backbone]
     )
     adapted = [i for i, layer in enumerate(layers_in(model)) if isinstance(layer, EncoderTunerLayer)]
-    assert adapted == ([] if method == "input_prompt" else layers_of(config))
+    at_the_end = {NUM_LAYERS - 1} if method == "side_network" and layers_of(config) else set()
+    assert adapted == ([] if method == "input_prompt" else sorted({*layers_of(config), *at_the_end}))
     start = logits(model, inputs)
     assert start.shape == expected.shape and start.isfinite().all()
     if starts_as_the_base(config):

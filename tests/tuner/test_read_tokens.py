@@ -20,6 +20,7 @@ from peft_audio.utils.around import owners_of_wrappers
 
 NUM_TOKENS = {"ast": 14, "vit": 10, "deit": 11, "deit with teacher": 11}  # special ones and patches
 READ = 2  # of AST and DeiT; of ViT it is one
+MIX_ALL_TOKENS = ("conformer", "side_conv", "side_attention")
 IN_LAYERS = [method for method in METHODS if method not in NOT_IN_LAYERS]
 
 
@@ -80,9 +81,9 @@ def test_the_last_layer_runs_over_the_tokens_that_the_head_reads(backbone, metho
     model = adapted(backbone, method).train()
     seen, num_tokens = rows_of(model), NUM_TOKENS[backbone]
     actual = results(model, backbone)
-    # The conformer's convolution mixes neighbouring tokens, the special ones with them.
+    # Where tokens are mixed, and the special ones with them, all of them are needed.
     read = 1 if backbone == "vit" else READ
-    assert seen == [num_tokens if method == "conformer" else read] * 4
+    assert seen == [num_tokens if method in MIX_ALL_TOKENS else read] * 4
     expected = results(model, backbone, output_hidden_states=True)
     assert seen[4:] == [num_tokens] * 4
     assert all(value.abs().max() > 0 for name, value in expected.items() if "bias" not in name)
