@@ -27,7 +27,7 @@ from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX, may_sizes_differ, tens
 from ..upstream.transformers_models import freeze_feature_encoder
 from ..utils.forward_pass import ForwardPass
 from .adapter_checks import check_adapter_name, check_alone, check_in_memory, check_size
-from .adapter_parts import AdapterParts
+from .adapter_parts import AT_THE_END, AdapterParts
 from .encoder_layer import EncoderTunerLayer
 from .from_state_dict import take_layers
 from .mixed_batch import mixed_batch
@@ -125,7 +125,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         try:
             with filled_in(config):
                 if state_dict is not None and issubclass(self.tuner_layer_cls, EncoderTunerLayer):
-                    parts, num_layers = self.tuner_layer_cls.parts, len(resolve(model).layer_names)
+                    parts = [part for part in self.tuner_layer_cls.parts if part != AT_THE_END]
+                    num_layers = len(resolve(model).layer_names)
                     take_layers(config, state_dict, num_layers, self.prefix, parts)
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         finally:
