@@ -32,7 +32,17 @@ from benchmarking.measure import (
     trainable_parameters,
     training_step,
 )
-from benchmarking.subjects import AST_1024, FULL, INPUTS, IPET, SUBJECTS, WAV2VEC2_1, Input, make_subjects
+from benchmarking.subjects import (
+    AST_1024,
+    FULL,
+    INPUTS,
+    IPET,
+    MORE_INPUTS,
+    SUBJECTS,
+    WAV2VEC2_1,
+    Input,
+    make_subjects,
+)
 from benchmarking.targets import EXACT, TARGETS, Outcome, outcomes
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +50,8 @@ from rich.table import Table
 import peft_audio
 
 
-SOURCES = {source.name: source for source in INPUTS}
+BATCH_SIZES = {**INPUTS, **MORE_INPUTS}
+SOURCES = {source.name: source for source in BATCH_SIZES}
 QUICK = [AST_1024.name, WAV2VEC2_1.name]
 
 
@@ -70,7 +81,7 @@ def write_json(path: Path, content: dict) -> None:
 
 def run(options: argparse.Namespace, precision: Precision) -> Iterator[tuple[list[dict], list[Outcome]]]:
     """Yields rows of figures, and what is compared, as they are measured."""
-    default = QUICK if options.quick else list(SOURCES)
+    default = QUICK if options.quick else [source.name for source in INPUTS]
     for name in default if options.inputs is None else options.inputs:
         print(f"{name} ...", flush=True)
         rows = measure(SOURCES[name], options, precision)
@@ -104,7 +115,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def measure(source: Input, options: argparse.Namespace, precision: Precision) -> list[dict]:
     """The figures of every method on one input, a row each."""
-    batch_size = 1 if options.quick else options.batch_size or INPUTS[source]
+    batch_size = 1 if options.quick else options.batch_size or BATCH_SIZES[source]
     batch = on_device(source.make_batch(batch_size), precision)
     rows, models = [], {}
     for name, model in make_subjects(source, options.methods, options.dropout):
@@ -145,7 +156,7 @@ def measure_times(models: dict, batch: dict, rows: list[dict], repeats: int, pre
 def profile(source: Input, options: argparse.Namespace, precision: Precision) -> dict:
     """Prints the operations that a step of each method spends most time in."""
     names = [IPET] if options.methods == list(SUBJECTS) else options.methods
-    batch = on_device(source.make_batch(options.batch_size or INPUTS[source]), precision)
+    batch = on_device(source.make_batch(options.batch_size or BATCH_SIZES[source]), precision)
     time = "self_device_time_total" if precision.device.type == "cuda" else "self_cpu_time_total"
     shares = {}
     for name, model in make_subjects(source, names, options.dropout):

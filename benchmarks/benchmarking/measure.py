@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,6 +62,14 @@ def prediction(model: nn.Module, batch: Batch, precision: Precision) -> Callable
 
 def time_each(functions: dict[str, Callable[[], None]], repeats: int, precision: Precision) -> dict[str, float]:
     """Median seconds by name. The functions take turns, so that whatever slows the machine down slows all of them."""
+    *_, medians = time_rounds(functions, repeats, precision)
+    return medians
+
+
+def time_rounds(
+    functions: dict[str, Callable[[], None]], repeats: int, precision: Precision, calls: int = 1
+) -> Iterator[dict[str, float]]:
+    """As `time_each`, with the medians so far after each round; `calls` follow each other in a turn, as in training."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
@@ -69,10 +77,11 @@ def time_each(functions: dict[str, Callable[[], None]], repeats: int, precision:
         for name, function in functions.items():
             precision.wait()
             start = time.perf_counter()
-            function()
+            for _ in range(calls):
+                function()
             precision.wait()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            seconds[name].append((time.perf_counter() - start) / calls)
+        yield {name: statistics.median(values) for name, values in seconds.items()}
 
 
 class MadeStorages(TorchDispatchMode):
@@ -111,12 +120,23 @@ def peak_bytes(step: Callable[[], None], precision: Precision) -> int | None:
     if precision.device.type != "cuda":
         return None
     step()
+    before = allocated_bytes()
+    return highest_bytes(step) - before
+
+
+def allocated_bytes() -> int:
+    """Memory of the GPU that tensors take now."""
+    torch.cuda.synchronize()
+    return torch.cuda.memory_allocated()
+
+
+def highest_bytes(step: Callable[[], None]) -> int:
+    """The most memory of the GPU that tensors take while a step runs."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     step()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return torch.cuda.max_memory_allocated()
 
 
 # torch has no formulas for attention's kernels on CPUs.

@@ -1,4 +1,4 @@
-"""The models that are measured: two backbones of their real size, untrained, with every method on them."""
+"""The models that are measured: three backbones of their real size, untrained, with every method on them."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedModel,
     Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
+    WhisperConfig,
+    WhisperForAudioClassification,
 )
 
 from benchmarking.layer_wide import layer_wide
@@ -23,7 +25,9 @@ from peft_audio import (
     InputPromptConfig,
     IPETConfig,
     ParallelMLPAdapterConfig,
+    SideNetworkConfig,
     TimeFreqConvAdapterConfig,
+    resize_whisper,
     save_activations_in_half,
 )
 from peft_audio.backbones.table import resolve
@@ -36,40 +40,81 @@ WAV2VEC2_DROPOUTS = ("hidden_dropout", "activation_dropout", "attention_dropout"
 
 @dataclass(frozen=True)
 class Input:
-    """What a model reads: frames of 10 ms for AST-base (128 mel bins, strides of 10), seconds for wav2vec2-base."""
+    """What a model reads: frames of 10 ms for AST-base (128 mel bins, strides of 10), seconds for the others.
+
+    `is_tiny` gives models of the same kind and 16 dimensions, to try out what measures them.
+    """
 
     backbone: str
     size: int
+    is_tiny: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.backbone}, {self.size} {'frames' if self.backbone == 'AST-base' else 's'}"
+        unit = "frames" if self.backbone == "AST-base" else "s"
+        return f"{'tiny ' * self.is_tiny}{self.backbone}, {self.size} {unit}"
 
     def make_model(self, dropout: bool = True) -> PreTrainedModel:
-        """The bare classifier, in transformers' default configuration. wav2vec2 has dropout there, AST has none.
+        """The bare classifier, in transformers' default configuration. wav2vec2 has dropout there, the others none.
 
         Layerdrop and SpecAugment are off: with them one step is not like another.
         """
         torch.manual_seed(0)
-        if self.backbone == "AST-base":
-            return ASTForAudioClassification(ASTConfig(max_length=self.size, num_labels=NUM_LABELS))
-        options = {} if dropout else dict.fromkeys(WAV2VEC2_DROPOUTS, 0.0)
-        config = Wav2Vec2Config(layerdrop=0.0, apply_spec_augment=False, num_labels=NUM_LABELS, **options)
-        return Wav2Vec2ForSequenceClassification(config)
+        return MODELS[self.backbone](self, dropout)
 
     def make_batch(self, batch_size: int, seed: int = 0) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        shape = (self.size, 128) if self.backbone == "AST-base" else (self.size * SAMPLING_RATE,)
+        name, shape = {
+            "AST-base": ("input_values", (self.size, 128)),
+            "wav2vec2-base": ("input_values", (self.size * SAMPLING_RATE,)),
+            "Whisper-base": ("input_features", (80, self.size * 100)),
+        }[self.backbone]
         return {
-            "input_values": torch.randn(batch_size, *shape, generator=generator),
+            name: torch.randn(batch_size, *shape, generator=generator),
             "labels": torch.randint(NUM_LABELS, (batch_size,), generator=generator),
         }
 
 
+def make_ast(source: Input, dropout: bool) -> PreTrainedModel:
+    sizes = TINY if source.is_tiny else {}
+    return ASTForAudioClassification(ASTConfig(max_length=source.size, num_labels=NUM_LABELS, **sizes))
+
+
+def make_wav2vec2(source: Input, dropout: bool) -> PreTrainedModel:
+    options = {} if dropout else dict.fromkeys(WAV2VEC2_DROPOUTS, 0.0)
+    sizes = {**TINY, **TINY_FRONT_END} if source.is_tiny else {}
+    config = Wav2Vec2Config(layerdrop=0.0, apply_spec_augment=False, num_labels=NUM_LABELS, **options, **sizes)
+    return Wav2Vec2ForSequenceClassification(config)
+
+
+def make_whisper(source: Input, dropout: bool) -> PreTrainedModel:
+    """The encoder of Whisper base with a classifier, for clips of this length; its decoder is not made."""
+    sizes = {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048}
+    if source.is_tiny:
+        sizes = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    model = WhisperForAudioClassification(WhisperConfig(**sizes, num_labels=NUM_LABELS))
+    return resize_whisper(model, source.size)
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
+TINY_FRONT_END = {
+    "conv_dim": (8, 8),
+    "conv_kernel": (40, 40),
+    "conv_stride": (20, 16),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 8,
+}
+MODELS = {"AST-base": make_ast, "wav2vec2-base": make_wav2vec2, "Whisper-base": make_whisper}
+
 AST_1024, AST_512, AST_128 = (Input("AST-base", frames) for frames in (1024, 512, 128))
 WAV2VEC2_1, WAV2VEC2_3, WAV2VEC2_5 = (Input("wav2vec2-base", seconds) for seconds in (1, 3, 5))
+WHISPER_5, WHISPER_30 = (Input("Whisper-base", seconds) for seconds in (5, 30))
 # With the batch sizes that two CPU cores have time for.
 INPUTS = {AST_1024: 1, AST_512: 2, AST_128: 8, WAV2VEC2_1: 8, WAV2VEC2_3: 4, WAV2VEC2_5: 2}
+# Measured where they are asked for.
+MORE_INPUTS = {WHISPER_5: 4, WHISPER_30: 1}
 
 
 def with_lora(model: PreTrainedModel) -> nn.Module:
@@ -98,6 +143,7 @@ IPET, IPET_LARGE = "IPET (k = 4, h = 32)", "IPET (k = 64, h = 64)"
 IPET_HALF = "IPET (k = 4, h = 32), activations in half precision"
 LAYER_WIDE = "the same, prompts in front of whole layers"
 LAYER_WIDE_FROZEN = "the same, with the feature encoder frozen"
+SIDE = "side network (w = d / 8, mlp)"
 LOAA, AAT_MS = "LoAA T + F (r = 36)", "AAT^MS (d / 4)"
 
 SUBJECTS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
@@ -117,6 +163,9 @@ SUBJECTS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
         BottleneckAdapterConfig, bottleneck_dim=32, sites=("attention", "mlp")
     ),
     "Conformer adapter (r = 12)": with_adapters(BottleneckAdapterConfig, bottleneck_dim=12, block="conformer"),
+    SIDE: with_adapters(SideNetworkConfig),
+    "side network (w = d / 8, conv)": with_adapters(SideNetworkConfig, block="conv"),
+    "side network (w = d / 8, attention)": with_adapters(SideNetworkConfig, block="attention"),
     "input prompt (p = 10)": with_adapters(InputPromptConfig, prompt_size=10),
 }
 

@@ -1,5 +1,6 @@
 """The benchmark: what it measures, against hooks, hand-counted numbers and the package's own models; and its script."""
 
+import dataclasses
 import json
 import time
 
@@ -24,7 +25,6 @@ from benchmarking.targets import Outcome, Target
 from peft import LoraConfig, get_peft_model
 from tiny import METHODS, make, make_inputs, randomize
 from torch import nn
-from transformers import ASTConfig, ASTForAudioClassification, Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from peft_audio import IPETConfig, save_activations_in_half
 from peft_audio.tuner.read_tokens import remove_read_tokens
@@ -166,26 +166,14 @@ def test_outcomes_are_ratios_of_what_was_measured():
     assert Outcome("", 1, None).is_reached is None
 
 
-def small_model(source, dropout=True):
-    torch.manual_seed(0)
-    size = {
-        "hidden_size": 16,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "num_labels": 50,
-    }
-    if source.backbone == "AST-base":
-        return ASTForAudioClassification(ASTConfig(max_length=source.size, **size))
-    conv = {"conv_dim": (8, 8), "conv_kernel": (40, 40), "conv_stride": (20, 16), "num_feat_extract_layers": 2}
-    conv |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8}
-    conv |= {} if dropout else dict.fromkeys(subjects.WAV2VEC2_DROPOUTS, 0.0)
-    return Wav2Vec2ForSequenceClassification(Wav2Vec2Config(layerdrop=0.0, apply_spec_augment=False, **size, **conv))
-
-
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(subjects.Input, "make_model", small_model)
+    make_model = subjects.Input.make_model
+
+    def make_tiny(source, dropout=True):
+        return make_model(dataclasses.replace(source, is_tiny=True), dropout)
+
+    monkeypatch.setattr(subjects.Input, "make_model", make_tiny)
 
 
 def test_everything_is_measured_and_written(small, tmp_path, capsys):

@@ -77,6 +77,13 @@ def test_names_are_those_without_wrappers(method):
     assert names and set(adapter_tensors(Sharded(around_layers(Sharded)(model)), "default")) == names
 
 
+def test_an_adapter_is_saved_from_a_whole_model_in_a_wrapper():
+    model = randomize(get_peft_model(make("wav2vec2"), METHODS["ipet"]()))
+    expected = get_peft_model_state_dict(model)
+    wrapped = Sharded(around_layers(Sharded)(model))
+    torch.testing.assert_close(get_peft_model_state_dict(wrapped), expected, rtol=0, atol=0)
+
+
 def test_torchs_wrappers_have_the_names_that_are_left_out():
     inner = nn.Sequential(nn.Linear(2, 2))
     for wrapped in (checkpoint_wrapper(inner), torch.compile(inner)):

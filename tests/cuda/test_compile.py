@@ -1,0 +1,47 @@
+"""Compiled training steps of every method: the loss and gradients of the model as written, in as many graphs as the base."""
+
+import copy
+
+import pytest
+import torch
+from on_device import adapted, batch_for, loss_and_gradients, relative_errors
+from tiny import METHODS, make
+from torch._dynamo.utils import counters
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def compile_and_count(model, batch, device):
+    """Loss and gradients of a compiled step, and how often the graph broke."""
+    # CPUs may have no compiler for C++.
+    compiled = torch.compile(model, backend="inductor" if device.type == "cuda" else "aot_eager")
+    results = loss_and_gradients(model, batch, compiled)
+    return results, sum(counters["graph_break"].values())
+
+
+def breaks_of_the_base_model(backbone, batch, device):
+    model = make(backbone).to(device).train()
+    copy.deepcopy(model)(**batch)
+    explained = torch._dynamo.explain(model)(**batch)
+    torch.compiler.reset()
+    counters.clear()
+    return explained.graph_break_count
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backbone", ["ast", "wav2vec2"])
+def test_a_compiled_step_gives_what_the_model_gives(backbone, method, device):
+    model, batch = adapted(backbone, method, device), batch_for(backbone, device)
+    allowed = breaks_of_the_base_model(backbone, batch, device)
+    # wav2vec2 installs hooks in its first pass, under a lock that cannot be compiled.
+    loss, expected = loss_and_gradients(model, batch)
+    (compiled_loss, gradients), breaks = compile_and_count(model, batch, device)
+    assert breaks <= allowed
+    torch.testing.assert_close(compiled_loss, loss, rtol=1e-4, atol=1e-5)
+    assert max(relative_errors(gradients, expected).values()) < 1e-2
