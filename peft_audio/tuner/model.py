@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, NamedTuple, Optional, TypeVar, Union
 
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -310,7 +309,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         # The one place that every way of saving passes: labels may have been named since the adapter was made.
-        base_model = model.get_base_model() if isinstance(model, PeftModel) else model
+        # Not by its class: FSDP's wrapper around a PeftModel passes on what is asked of it.
+        base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
         remember_settings(config, base_model, resolve(base_model).spec)
         names = tensors_of_layers(model, list(state_dict))
         check_saved(names, state_dict, tensors_of_layers(model, list(model.state_dict()), adapter_name))
