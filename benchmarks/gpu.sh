@@ -10,7 +10,7 @@
 #
 # Estimates for an H100 with 16 cores, in seconds, with 15 of every part for its imports:
 #     packages  10   no torch
-#     tests    110   15 processes; 26 compilations of 20 to 40 s each are most of it
+#     tests    110   15 processes; 32 compilations of 15 to 40 s each are most of it
 #     steps    125   AST 50 (13 methods x 22 steps of 0.1 to 0.25 s), wav2vec2 20, Whisper 5 s 10, 30 s 25
 #     compile   90   10 models at once, 40 to 60 s each, then 2 s of steps a model
 #     profile   25

@@ -18,7 +18,10 @@ DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 def device():
     if DEVICE == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs CUDA (with TEST_DEVICE=cpu the same runs on a CPU)")
-    return torch.device(DEVICE)
+    # Convolutions in float32, as on a CPU. torch's default on GPUs keeps ten bits of each number.
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield torch.device(DEVICE)
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.hookimpl(trylast=True)
