@@ -36,6 +36,8 @@ class EncoderSpec:
             `attention` itself.
         head: the modules of the head, from the model; those that a model lacks are left out. A `ModuleList` stands for
             its items.
+        decoder_layers: the `ModuleList` of decoder layers, from the encoder, where adapters may be put on those as well.
+            Their modules have the same paths as an encoder layer's; `attention` is causal.
         layer_weights: the parameter that weights the hidden states, from the model, where the type has one.
         head_settings: names of head modules (or of `frame_adapter`), each with the fields of the model's configuration
             that say how it is built; an adapter that brings the module remembers them.
@@ -75,6 +77,7 @@ class EncoderSpec:
     attention_norm: Optional[Paths] = None
     attention_output: Optional[Paths] = None
     head: tuple[str, ...] = ("classifier",)
+    decoder_layers: Optional[Paths] = None
     layer_weights: Optional[str] = None
     head_settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
     frame_adapter: Optional[str] = None
@@ -115,7 +118,7 @@ class Backbone:
     """A model with its places found.
 
     Attributes:
-        layer_names: the encoder layers' paths.
+        layer_names: the encoder layers' paths; in that of a decoder, the decoder layers'.
         hidden_size: width d of the tokens.
         patch_size: where the model has one.
         head: its head modules' paths.
@@ -125,6 +128,8 @@ class Backbone:
         first_layer: the modules of the first encoder layer.
         feature_encoder, patch_projection, position_source: modules, where the architecture has them.
         input_name: path of the module that the input enters, None where the table names none.
+        is_decoder: whether these are the places of a decoder.
+        decoder: the places of the model's decoder, where it has one whose layers may get adapters.
     """
 
     model_type: str
@@ -141,3 +146,5 @@ class Backbone:
     feature_encoder: Optional[nn.Module] = field(repr=False, default=None)
     patch_projection: Optional[nn.Module] = field(repr=False, default=None)
     position_source: Optional[nn.Module] = field(repr=False, default=None)
+    is_decoder: bool = False
+    decoder: Optional[Backbone] = field(repr=False, default=None)

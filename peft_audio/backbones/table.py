@@ -115,6 +115,7 @@ _WHISPER = replace(
     attention_norm="self_attn_layer_norm",
     feed_forward_norm="final_layer_norm",
     feed_forward="fc2",
+    decoder_layers="decoder.layers",
     input=("encoder.conv1", "conv1"),
     input_shape=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
     settings=(*_FRAMES.settings, "max_source_positions"),
@@ -238,7 +239,7 @@ def resolve(model: Any) -> Backbone:
     input_module = _find_optional(encoder, spec.input, model_type, "input")
     source = None if spec.positions is None else spec.positions.source
     feature_encoder = _find_optional(encoder, spec.feature_encoder, model_type, "feature_encoder")
-    return Backbone(
+    backbone = Backbone(
         model_type=model_type,
         spec=spec,
         layer_names=tuple(names[id(layer)] for layer in layers),
@@ -253,6 +254,26 @@ def resolve(model: Any) -> Backbone:
         feature_encoder=feature_encoder,
         patch_projection=_find_optional(encoder, spec.patch_projection, model_type, "patch_projection"),
         position_source=_find_optional(encoder, source, model_type, "positions.source"),
+    )
+    return replace(backbone, decoder=_decoder(backbone, names))
+
+
+def _decoder(backbone: Backbone, names: dict[int, str]) -> Optional[Backbone]:
+    """Return the places of the decoder, None for a model without one; `names` are the paths of the model's modules."""
+    spec = backbone.spec
+    paths = (spec.decoder_layers,) if isinstance(spec.decoder_layers, str) else spec.decoder_layers or ()
+    layers: Any = next((found for path in paths if (found := _get(backbone.encoder, path)) is not None), None)
+    if layers is None:
+        return None
+    first = locate(layers[0], spec, backbone.model_type)
+    return replace(
+        backbone,
+        layer_names=tuple(names[id(layer)] for layer in layers),
+        hidden_size=_shape(first.feed_forward_norm)[-1],
+        first_layer=first,
+        patch_projection=None,
+        position_source=None,
+        is_decoder=True,
     )
 
 

@@ -48,7 +48,7 @@ def cache_frozen(
         deterministic: accept dropout and SpecAugment in the frozen part. The cached states are without.
 
     Raises:
-        ValueError: no part is frozen, it is random in training mode, the samples are not all of one shape and always
+        ValueError: the model has a decoder, no part is frozen, it is random in training mode, the samples are not all of one shape and always
             the same, the states do not fit in, or those in the folder are not what the model computes.
         OSError: the folder cannot be written to. The entries in it can still be used.
         RuntimeError: the frozen part is sharded (FSDP, ZeRO-3).
@@ -95,7 +95,12 @@ def _cache(
 
 def _base_model(model: Any) -> PreTrainedModel:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    resolve(base)  # before anything is asked of a model of another kind
+    backbone = resolve(base)  # before anything is asked of a model of another kind
+    if backbone.decoder is not None:
+        raise ValueError(
+            f"cache_frozen takes a classifier or an encoder, got a {type(base).__name__}, whose decoder reads transcripts of "
+            "any length beside the clip. Train it from the clips."
+        )
     return base
 
 

@@ -312,6 +312,7 @@ def method_settings(config: EncoderAdapterConfig) -> dict[str, Any]:
     shared = EncoderAdapterConfig.__dataclass_fields__
     settings = {name: value for name, value in vars(config).items() if name not in shared}
     settings["layers_to_transform"] = config.layers_to_transform
+    settings["stack"] = None if config.stack == "encoder" else config.stack
     known = config.__dataclass_fields__
     return {name: value for name, value in settings.items() if name in known and value is not None}
 

@@ -12,12 +12,15 @@ from peft.utils import PeftType, TaskType
 
 from ..upstream.registration import NO_TARGET_MODULES
 from ..utils.atomic_files import written_together
-from ..utils.validation import is_integer, require, require_boolean
+from ..utils.validation import is_integer, require, require_boolean, require_choice
 from .base_settings import normal_settings
 
 
 EXACT = "^"
 """In front of a name in `modules_to_save`: the path of one module. PEFT takes all modules whose paths end in a name."""
+
+
+STACKS = ("encoder", "decoder", "both")
 
 
 @dataclass
@@ -28,6 +31,8 @@ class EncoderAdapterConfig(PeftConfig):
         layers_to_transform (`int` or `list[int]`, *optional*): index or indices of the encoder layers to adapt. Negative
             indices count from the end. None adapts every layer. An empty list adapts none: only the head is trained
             (linear probe).
+        stack (`str`): whose layers are adapted in an encoder-decoder: those of the "encoder", the "decoder" or "both", each
+            those that `layers_to_transform` names.
         modules_to_save (`list[str]`, *optional*): modules to train and save besides the adapter. None stands for the
             base model's head, and what else the base model's checkpoint lacked; an empty list for no module.
         init_weights (`bool`): True starts from the method's own initial values. False draws every weight at random, so
@@ -41,6 +46,10 @@ class EncoderAdapterConfig(PeftConfig):
 
     layers_to_transform: Optional[Union[int, list[int]]] = field(
         default=None, metadata={"help": "Encoder layers to adapt; None for all, negative indices count from the end."}
+    )
+    stack: str = field(
+        default="encoder",
+        metadata={"help": "Whose layers are adapted in an encoder-decoder: 'encoder', 'decoder' or 'both'."},
     )
     modules_to_save: Optional[list[str]] = field(
         default=None,
@@ -61,7 +70,7 @@ class EncoderAdapterConfig(PeftConfig):
     citations: ClassVar[tuple[str, ...]] = ()
 
     # The fields that the package fills in when the adapter is put on a model.
-    filled_in: ClassVar[tuple[str, ...]] = ("modules_to_save", "base_settings", "layers_to_transform")
+    filled_in: ClassVar[tuple[str, ...]] = ("modules_to_save", "base_settings", "layers_to_transform", "stack")
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -75,6 +84,7 @@ class EncoderAdapterConfig(PeftConfig):
             if isinstance(getattr(self, name), tuple):
                 setattr(self, name, list(getattr(self, name)))  # what JSON gives back
         self._check_layers_to_transform()
+        require_choice("stack", self.stack, STACKS)
         for name in ("base_model_name_or_path", "revision"):
             value = getattr(self, name)
             require(value is None or isinstance(value, (str, os.PathLike)), name, "None or a name", value)
@@ -135,15 +145,15 @@ class EncoderAdapterConfig(PeftConfig):
         """The names in `modules_to_save` without the mark of those that are whole paths."""
         return [name.removeprefix(EXACT) for name in self.modules_to_save or ()]
 
-    def choose_layers(self, layers: list[int]) -> None:
-        """Adapt the encoder layers with these indices, and no others."""
-        self.layers_to_transform = layers
+    def choose_layers(self, layers: list[int], stack: str = "encoder") -> None:
+        """Adapt the layers of the stack with these indices, and no others."""
+        self.layers_to_transform, self.stack = layers, stack
 
     def selected_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the indices of the layers to adapt, in ascending order.
 
         Args:
-            num_layers: number of layers of the encoder.
+            num_layers: number of layers of the encoder, or of the decoder.
 
         Raises:
             ValueError: if an index is out of range, or two name the same layer.
@@ -152,7 +162,7 @@ class EncoderAdapterConfig(PeftConfig):
             return tuple(range(num_layers))
         layers = self.layers_to_transform
         layers = [layers] if isinstance(layers, int) else layers
-        rule = f"between {-num_layers} and {num_layers - 1} on an encoder of {num_layers} layers"
+        rule = f"between {-num_layers} and {num_layers - 1} for {num_layers} layers"
         require(all(-num_layers <= index < num_layers for index in layers), "layers_to_transform", rule, layers)
         selected = {index % num_layers for index in layers}
         require(len(selected) == len(layers), "layers_to_transform", "without indices that name one layer", layers)
@@ -164,6 +174,6 @@ def method_fields(config: EncoderAdapterConfig) -> list[str]:
     shared = [
         name
         for name in EncoderAdapterConfig.__dataclass_fields__
-        if name not in ("layers_to_transform", "modules_to_save")
+        if name not in ("layers_to_transform", "modules_to_save", "stack")
     ]
     return [name for name in config.__dataclass_fields__ if name not in shared]

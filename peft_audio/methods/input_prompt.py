@@ -53,6 +53,8 @@ class InputPromptConfig(EncoderAdapterConfig):
         require_positive_integer("prompt_size", self.prompt_size)
         rule = "None: an input prompt belongs to the model's input, not to encoder layers"
         require(self.layers_to_transform is None, "layers_to_transform", rule, self.layers_to_transform)
+        rule = "'encoder' for input prompts, which stand in the encoder's input"
+        require(self.stack == "encoder", "stack", rule, self.stack)
 
 
 class InputPromptModel(EncoderTuner[InputPromptConfig]):

@@ -12,7 +12,7 @@ from ..modules import DepthwiseConv, NarrowAttention, SideBlock, SideOutput, Tok
 from ..tuner.adapter_parts import AdapterParts
 from ..tuner.model import EncoderTuner
 from ..upstream.registration import register_method
-from ..utils.validation import require_choice, require_positive_integer, require_probability
+from ..utils.validation import require, require_choice, require_positive_integer, require_probability
 from .bottleneck_fields import make_activation, require_activation, require_factor, width_of
 from .citations import LST
 
@@ -83,10 +83,11 @@ class SideNetworkConfig(EncoderAdapterConfig):
         require_positive_integer("every_nth_layer", self.every_nth_layer)
         require_activation(self.activation)
         require_probability("dropout", self.dropout)
+        require(self.stack == "encoder", "stack", "'encoder' for a side network, which reads encoder layers", self.stack)
 
-    def choose_layers(self, layers: list[int]) -> None:
+    def choose_layers(self, layers: list[int], stack: str = "encoder") -> None:
         """Read the outputs of the encoder layers with these indices, and no others."""
-        super().choose_layers(layers)
+        super().choose_layers(layers, stack)
         self.every_nth_layer = 1
 
     def selected_layers(self, num_layers: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..backbones.spec import EncoderSpec
 from ..upstream.attention_interface import attention_function, register_attention_function
+from ..upstream.transformers_models import attention_implementation
 from ..utils.forward_pass import ForwardPass
 from .prompt_gradient import attend_to_frozen_tokens
 
@@ -113,6 +114,8 @@ def _attend_to_more(
     )
     keys, values = (_side_by_side(*parts) for parts in zip(front, (key, value), behind))
     prompt_keys, prompt_values = front
+    if attention_mask is None and _is_causal(module, query):
+        attention_mask = _causal_mask(query, keys, keys.shape[2] - key.shape[2])
     is_first = _only_trains(tokens.front, query, key, value, *behind) and not kwargs.get("dropout")
     if is_first and prompt_keys is not None and prompt_values is not None:
         states, prompts = (query, keys, values), (prompt_keys, prompt_values)
@@ -120,6 +123,23 @@ def _attend_to_more(
         if output is not None:
             return output, None
     return function(module, query, keys, values, attention_mask, **kwargs)
+
+
+def _is_causal(module: Any, query: torch.Tensor) -> bool:
+    """Whether the attention function would hide later tokens by itself, by a rule that miscounts with prompts in front.
+
+    Flash attention counts from the last key, which is right.
+    """
+    can_count = "flash" in attention_implementation(module.config)
+    return bool(getattr(module, "is_causal", False)) and query.shape[2] > 1 and not can_count
+
+
+def _causal_mask(query: torch.Tensor, keys: torch.Tensor, num_prompts: int) -> torch.Tensor:
+    """Return `(1, 1, queries, keys)`, True where a query may read a key: the prompts, and no later token than itself."""
+    num_queries, num_keys = query.shape[2], keys.shape[2]
+    rows, columns = (torch.arange(number, device=query.device) for number in (num_queries, num_keys))
+    last = rows[:, None] + num_keys - num_queries
+    return ((columns < num_prompts) | (columns <= last))[None, None]
 
 
 def _only_trains(prompts: Optional[torch.Tensor], *states: Optional[torch.Tensor]) -> bool:

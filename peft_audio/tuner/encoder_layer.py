@@ -91,6 +91,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         self.attention_wiring: dict[str, Wiring] = {}
         self.mlp_wiring: dict[str, Wiring] = {}
         self.in_features = self.out_features = backbone.hidden_size
+        self.is_in_decoder = backbone.is_decoder
         spec = backbone.spec
         self._conventions = Conventions(spec.batch_first, spec.padding_mask, spec.positions, spec.read_tokens)
         self._outside = OutsideModules(modules.attention, modules.attention_norm, backbone.position_source)

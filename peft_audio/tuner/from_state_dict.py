@@ -6,31 +6,39 @@ import re
 import warnings
 from collections.abc import Iterable
 
+from ..backbones.spec import Backbone
 from ..config import EncoderAdapterConfig
 from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX
+from .stacks import adapted_stacks
+
+
+LAYERS, DECODER_LAYERS = "layers", "decoder.layers"
+"""What the names of the layers' tensors in a checkpoint start with, behind PEFT's prefix."""
+
+
+def is_in_decoder(path: str) -> bool:
+    """Whether a module of this path lies in a decoder."""
+    return "decoder" in path.split(".")
 
 
 def take_layers(
-    config: EncoderAdapterConfig, names: Iterable[str], num_layers: int, prefix: str, parts: Iterable[str]
+    config: EncoderAdapterConfig, names: Iterable[str], backbone: Backbone, prefix: str, parts: Iterable[str]
 ) -> None:
-    """Let `layers_to_transform` be the encoder layers that a state dict has tensors of, with a warning if they differ.
+    """Let `layers_to_transform` and `stack` be the layers that a state dict has tensors of, with a warning if they differ.
 
     Args:
         config: the adapter's configuration.
         names: the names in the state dict, as in a checkpoint (`layers.N.<part>...`) or as in a model.
-        num_layers: number of layers of the encoder.
+        backbone: the model.
         prefix: prefix of the tuner type in a model's names.
         parts: names of the parts that an adapter puts on the layers that it is asked for.
 
     Raises:
-        ValueError: if it has none of any layer, but the configuration asks for some, or layers that the encoder lacks.
+        ValueError: if it has none of any layer, but the configuration asks for some, layers that the model lacks, or other
+            layers of the encoder than of the decoder.
     """
-    # A model's own tensors are in its state dict too.
-    of_parts = rf"(?:{'|'.join(parts)})\..+"
-    pattern = rf"(?:{re.escape(PEFT_MODEL_PREFIX)})?layers\.(\d+)\.{of_parts}|.*\.(\d+)\.{prefix}{of_parts}"
-    matches = filter(None, (re.fullmatch(pattern, name) for name in names))
-    found = sorted({int(match[1] or match[2]) for match in matches})
-    asked = list(config.selected_layers(num_layers))
+    found = _layers_in(names, prefix, parts)
+    asked = _asked(config, backbone)
     if found == asked:
         return
     if not found:
@@ -38,10 +46,39 @@ def take_layers(
             f"`state_dict` must have tensors of the adapter's layers (layers.N...), but none of its names is of a "
             f"{type(config).__name__}. Give what get_peft_model_state_dict returns, or leave it out."
         )
+    if len(set(map(tuple, found.values()))) > 1:
+        raise ValueError(
+            f"`state_dict` must have tensors of the same layers of the encoder and the decoder, got {found}: a "
+            f"{type(config).__name__} has one `layers_to_transform` for both."
+        )
+    both = len({*found, *asked}) > 1
+    given, wanted = (layers if both else next(iter(layers.values()), []) for layers in (found, asked))
     warnings.warn(
-        f"The state dict has tensors of the layers {found}, but `layers_to_transform` asks for {asked}. The adapter is put "
+        f"The state dict has tensors of the layers {given}, but `layers_to_transform` asks for {wanted}. The adapter is put "
         "on those of the state dict.",
         RuntimeWarning,
         stacklevel=5,
     )
-    config.choose_layers(found)
+    config.choose_layers(next(iter(found.values())), "both" if len(found) > 1 else next(iter(found)))
+
+
+def _layers_in(names: Iterable[str], prefix: str, parts: Iterable[str]) -> dict[str, list[int]]:
+    """Return the indices of the layers of the "encoder" and of the "decoder" that the names are of."""
+    # A model's own tensors are in its state dict too.
+    of_parts = rf"(?:{'|'.join(parts)})\..+"
+    stored = rf"(?:{re.escape(PEFT_MODEL_PREFIX)})?(?P<stored>decoder\.)?layers\.(\d+)\.{of_parts}"
+    pattern = re.compile(rf"{stored}|(?P<path>.*)\.(\d+)\.{prefix}{of_parts}")
+    found: dict[str, set[int]] = {}
+    for match in filter(None, map(pattern.fullmatch, names)):
+        is_decoder = bool(match["stored"]) or is_in_decoder(match["path"] or "")
+        index = int(next(group for group in match.groups() if group is not None and group.isdigit()))
+        found.setdefault("decoder" if is_decoder else "encoder", set()).add(index)
+    return {stack: sorted(indices) for stack, indices in found.items()}
+
+
+def _asked(config: EncoderAdapterConfig, backbone: Backbone) -> dict[str, list[int]]:
+    asked = {}
+    for stack in adapted_stacks(config, backbone):
+        name = "decoder" if stack.is_decoder else "encoder"
+        asked[name] = list(config.selected_layers(len(stack.layer_names)))
+    return {name: layers for name, layers in asked.items() if layers}

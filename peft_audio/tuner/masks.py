@@ -41,7 +41,8 @@ def real_tokens(mask: Any, true_is_padding: bool = False) -> Optional[torch.Tens
     if mask is None:
         return None
     _check(mask)
-    keys = mask if mask.dim() == 2 else mask[:, 0, 0]  # padding is hidden from all queries alike
+    # Padding is hidden from all queries alike; a decoder's last one may read all tokens.
+    keys = mask if mask.dim() == 2 else mask[:, 0, -1]
     return keys == 0 if true_is_padding or _is_additive(mask) else keys != 0
 
 

@@ -28,7 +28,7 @@ class Request(NamedTuple):
     Attributes:
         samples: the samples of each adapter.
         together: whether one pass serves all of them.
-        decodes_together: whether one pass does of a decoder, which has no adapters, on what the encoder gave.
+        decodes_together: whether one pass of the decoder serves all of them, on what the encoder gave.
         repeats: how many rows `generate` may make of each sample, as with beam search.
     """
 
@@ -58,8 +58,8 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str], repeats: Collect
     _check(model, adapter_names)
     samples, forward_pass = samples_by_adapter(adapter_names), ForwardPass.of(model)
     before, num_claims = forward_pass.request, len(forward_pass.claims)
-    has_trained_modules = any(True for _ in trained_modules(model))
-    forward_pass.request = Request(samples, _fit_together(model, list(samples)), not has_trained_modules, repeats)
+    together, decodes_together = _fit_together(model, list(samples)), _decode_together(model, list(samples))
+    forward_pass.request = Request(samples, together, decodes_together, repeats)
     try:
         yield
     finally:
@@ -83,8 +83,8 @@ def run_mixed(
         return forward_pass.run(PassState(samples=samples), forward, *args, **kwargs)
     if kwargs.get("past_key_values") is not None:
         raise ValueError(
-            "Adapters with different numbers of prompts and modules of their own in the decoder cannot share a key/value "
-            "cache. Call generate for each adapter by itself, or with use_cache=False."
+            "Adapters with different numbers of prompts, and prompts or trained modules in the decoder, cannot share a "
+            "key/value cache. Call generate for each adapter by itself, or with use_cache=False."
         )
     size, outputs = size_of(samples), []
     for name, indices in samples.items():
@@ -135,6 +135,13 @@ def _fit_together(model: nn.Module, adapter_names: list[str]) -> bool:
         elif isinstance(module, AuxiliaryTrainingWrapper) and isinstance(module.original_module, LayerWeights):
             return False  # one set of weights for the whole batch
     return True
+
+
+def _decode_together(model: nn.Module, adapter_names: list[str]) -> bool:
+    """Whether one pass of the decoder can serve all of these adapters."""
+    has_trained_modules = any(True for _ in trained_modules(model))
+    layers = [module for module in model.modules() if getattr(module, "is_in_decoder", False)]
+    return not has_trained_modules and all(layer.can_mix(adapter_names) for layer in layers)
 
 
 def _check(model: nn.Module, adapter_names: list[str]) -> None:

@@ -28,12 +28,13 @@ from ..utils.forward_pass import ForwardPass
 from .adapter_checks import check_adapter_name, check_alone, check_in_memory, check_size
 from .adapter_parts import AT_THE_END, AdapterParts
 from .encoder_layer import EncoderTunerLayer
-from .from_state_dict import take_layers
+from .from_state_dict import DECODER_LAYERS, LAYERS, is_in_decoder, take_layers
 from .mixed_batch import mixed_batch
 from .model_calls import install_model_calls, remove_model_calls
 from .read_tokens import install_read_tokens, remove_read_tokens
 from .row_check import check_row_once
 from .saved_modules import modules_to_save
+from .stacks import adapted_stacks, check_parts, names_of_layers, stack_of
 from .trained_modules import install_trained_modules, train_in_float32, train_marked
 from .training_setup import install_training_setup, remove_training_setup
 from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
@@ -81,12 +82,12 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         return AdapterParts()
 
     def target_names(self, config: ConfigT, backbone: Backbone) -> list[str]:
-        """Return the paths of the modules that get a tuner layer: the encoder layers that `config` selects.
+        """Return the paths of the modules that get a tuner layer: the layers that `config` selects.
 
         Raises:
             ValueError: if the configuration does not fit the backbone.
         """
-        return [backbone.layer_names[index] for index in config.selected_layers(len(backbone.layer_names))]
+        return names_of_layers(config, backbone)
 
     def add_to(self, target: nn.Module, config: ConfigT, adapter_name: str, backbone: Backbone) -> nn.Module:
         """Return `target` with the adapter on it, in a tuner layer."""
@@ -99,9 +100,12 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
 
     def check_fit(self, config: ConfigT, backbone: Backbone) -> None:
         """Raise ValueError if the configuration does not fit the backbone. Changes nothing."""
-        with torch.device("meta"):
-            parts = self.build_parts(config, backbone, backbone.first_layer)
-        check_size(config, parts, len(self.target_names(config, backbone)), self.model)
+        num_layers = len(self.target_names(config, backbone))
+        for stack in adapted_stacks(config, backbone):
+            with torch.device("meta"):
+                parts = self.build_parts(config, stack, stack.first_layer)
+            check_parts(config, parts, stack)
+            check_size(config, parts, num_layers, self.model)
 
     # ---- injection -----------------------------------------------------------------------------------------------
 
@@ -125,8 +129,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
             with filled_in(config):
                 if state_dict is not None and issubclass(self.tuner_layer_cls, EncoderTunerLayer):
                     parts = [part for part in self.tuner_layer_cls.parts if part != AT_THE_END]
-                    num_layers = len(resolve(model).layer_names)
-                    take_layers(config, state_dict, num_layers, self.prefix, parts)
+                    take_layers(config, state_dict, resolve(model), self.prefix, parts)
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         finally:
             self._injection = None
@@ -265,7 +268,7 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
         current_key: str,
         parameter_name: Optional[str] = None,
     ) -> None:
-        adapted = self.add_to(target, peft_config, adapter_name, self._place.backbone)
+        adapted = self.add_to(target, peft_config, adapter_name, stack_of(current_key, self._place.backbone))
         if adapted is not target:
             setattr(parent, target_name, adapted)
 
@@ -320,15 +323,17 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Name a tensor `layers.N.<part>.<tensor>`, whatever the model calls its encoder layers.
 
-        Tensors of a tuner layer around the model's input are named `input.<part>.<tensor>`.
+        Those of a decoder's layers are named `decoder.layers.N.<part>.<tensor>`, those of a tuner layer around the model's
+        input `input.<part>.<tensor>`.
         """
         parts = "|".join(cls.tuner_layer_cls.parts)
-        pattern = rf"(base_model\.model\.)?(?:.*?\.)?(\w+)\.{cls.prefix}({parts})\.{re.escape(adapter_name)}\.(.+)"
+        pattern = rf"(base_model\.model\.)?(.*?\.)?(\w+)\.{cls.prefix}({parts})\.{re.escape(adapter_name)}\.(.+)"
         match = re.fullmatch(pattern, key)
         if match is None:
             return super()._remove_adapter_name_from_key(key, adapter_name)
-        root, place, part, tensor = match.groups()
-        place = f"layers.{place}" if place.isdigit() else "input"
+        root, path, place, part, tensor = match.groups()
+        stack = DECODER_LAYERS if is_in_decoder(path or "") else LAYERS
+        place = f"{stack}.{place}" if place.isdigit() else "input"
         return f"{root or ''}{place}.{part}.{tensor}"
 
     @classmethod

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import Cache
+from transformers.utils import ModelOutput
 
 
 def samples_by_adapter(adapter_names: list[str]) -> dict[str, torch.Tensor]:
@@ -20,7 +22,8 @@ def take(value: Any, indices: torch.Tensor, batch_size: int) -> Any:
     if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch_size:
         return value[indices.to(value.device)]
     if isinstance(value, Mapping):
-        return {key: take(item, indices, batch_size) for key, item in value.items()}
+        rows = {key: take(item, indices, batch_size) for key, item in value.items()}
+        return type(value)(**rows) if isinstance(value, ModelOutput) else rows
     if isinstance(value, (tuple, list)):
         return type(value)(take(item, indices, batch_size) for item in value)
     return value
@@ -33,6 +36,8 @@ def join(values: list[Any], samples: list[torch.Tensor], name: str) -> Any:
         ValueError: if tensors differ in shape; `name` says whose they are.
     """
     first = values[0]
+    if isinstance(first, Cache):
+        return None  # each is of its own samples
     if isinstance(first, torch.Tensor):
         return _join_tensors(values, samples, name)
     if isinstance(first, Mapping):

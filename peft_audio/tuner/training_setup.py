@@ -7,7 +7,7 @@ from torch import nn
 from ..backbones.spec import Backbone
 
 
-LAYERDROP = ("layerdrop", "encoder_layerdrop")
+LAYERDROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 CHANGED = "_before_adapters"  # on the model: what was changed, (object, attribute, value)
 MISSING = object()
 
