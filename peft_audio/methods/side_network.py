@@ -83,7 +83,9 @@ class SideNetworkConfig(EncoderAdapterConfig):
         require_positive_integer("every_nth_layer", self.every_nth_layer)
         require_activation(self.activation)
         require_probability("dropout", self.dropout)
-        require(self.stack == "encoder", "stack", "'encoder' for a side network, which reads encoder layers", self.stack)
+        require(
+            self.stack == "encoder", "stack", "'encoder' for a side network, which reads encoder layers", self.stack
+        )
 
     def choose_layers(self, layers: list[int], stack: str = "encoder") -> None:
         """Read the outputs of the encoder layers with these indices, and no others."""

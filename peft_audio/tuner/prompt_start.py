@@ -37,7 +37,7 @@ def initialize_prompts(
 
     Args:
         model: with an adapter that has prompts.
-        inputs: one batch of the model's inputs, on its device. Labels are left out, but for an encoder-decoder.
+        inputs: one batch of the model's inputs, on its device; labels among them are left out.
         adapter_name: the adapter; None for the active ones.
         seed: of the draw of tokens.
 
@@ -57,10 +57,7 @@ def initialize_prompts(
             f"initialize_prompts takes a model with an adapter that has prompts, not sharded, got {type(base).__name__} and "
             f"adapter_name={adapter_name!r}. Call it after get_peft_model, and before the model is sharded."
         )
-    # The decoder's input is made of the labels, where it is not given.
-    is_encoder_decoder = bool(getattr(base.config, "is_encoder_decoder", False))
-    given = {name: value for name, value in inputs.items() if is_encoder_decoder or "label" not in name}
-    _start(base, layers, given, seed)
+    _start(base, layers, {name: value for name, value in inputs.items() if "label" not in name}, seed)
     return model
 
 
