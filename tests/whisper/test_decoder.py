@@ -279,7 +279,7 @@ def test_one_line_loads_it(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     loaded = AutoPeftModelForSpeechSeq2Seq.from_pretrained(tmp_path / "adapter")
     assert close(logits_of(loaded), logits_of(model))
-    assert "- stack: both" in (tmp_path / "adapter" / "README.md").read_text()
+    assert "- `stack`: both" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("layers, stack", [([1], "decoder"), ([0, 1], "both"), ([0], "both"), ([0, 1], "decoder")])
