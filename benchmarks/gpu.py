@@ -73,7 +73,8 @@ def profile(options: argparse.Namespace, precision: Precision, report: dict) -> 
     report["rows"] = []
     for source in inputs_of(options):
         batch = on_device(source.make_batch(options.batch_size), precision)
-        for name, model in make_subjects(source, options.methods or [IPET, LORA]):
+        # All are made before torch's profiler runs: once, after it had, a model made next was found broken.
+        for name, model in list(make_subjects(source, options.methods or [IPET, LORA])):
             step = training_step(model.to(precision.device), batch, precision)
             found = profiles.kernels(step, precision)
             start = time.perf_counter()
