@@ -51,8 +51,7 @@ def kaldi_log_mel(waveforms: torch.Tensor, window: torch.Tensor, filters: torch.
         return result
     filters = filters.float() if _has_full_products(waveforms.device) else filters
     for part, spectrum in _kaldi_spectra(waveforms, frames, window):
-        energy = _power(spectrum).to(filters.dtype) @ filters
-        result[:, part] = energy.float().clamp_(min=FLOOR).log_()
+        result[:, part] = (_power(spectrum, filters.dtype) @ filters).float().clamp_(min=FLOOR).log_()
     return result
 
 
@@ -98,8 +97,10 @@ def _frames_at_once(waveforms: torch.Tensor) -> int:
     return max(1, FRAMES_AT_ONCE.get(waveforms.device.type, DEFAULT_FRAMES_AT_ONCE) // len(waveforms))
 
 
-def _power(spectrum: torch.Tensor) -> torch.Tensor:
-    return (spectrum.real * spectrum.real).addcmul_(spectrum.imag, spectrum.imag)
+def _power(spectrum: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return squares of absolute values in a dtype. Overwrites the spectrum if it has that already."""
+    squares = torch.view_as_real(spectrum).to(dtype).square_()
+    return squares[..., 0] + squares[..., 1]
 
 
 def whisper_log_mel(
@@ -135,7 +136,7 @@ def whisper_log_mel(
     step = _frames_at_once(waveforms)
     for start in range(0, needed, step):
         part = slice(start, min(start + step, needed))
-        energy = _power(torch.fft.rfft(framed[:, part] * window)).to(filters.dtype) @ filters
+        energy = _power(torch.fft.rfft(framed[:, part] * window), filters.dtype) @ filters
         log_mel[:, :, part] = energy.float().clamp_(min=WHISPER_FLOOR).log10_().transpose(1, 2)
     loudest = log_mel.amax(dim=(1, 2), keepdim=True)
     return torch.maximum(log_mel, loudest - WHISPER_RANGE, out=log_mel).add_(4.0).div_(4.0)

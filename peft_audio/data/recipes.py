@@ -163,7 +163,7 @@ def _ast(extractor: Any, clips: list[torch.Tensor], options: Options) -> Outputs
     for log_mel in _log_mels(extractor, clips):
         log_mel = log_mel[: extractor.max_length]
         row = torch.nn.functional.pad(log_mel, (0, 0, 0, extractor.max_length - len(log_mel)))
-        rows.append((row - extractor.mean) / (extractor.std * 2) if extractor.do_normalize else row)
+        rows.append(row.sub_(extractor.mean).div_(extractor.std * 2) if extractor.do_normalize else row)
     return {"input_values": rows}
 
 

@@ -199,10 +199,14 @@ def as_batch(outputs: Outputs, return_tensors: Union[str, TensorType, None]) -> 
         return BatchFeature({name: _as_arrays(value) for name, value in outputs.items()})
     if any(isinstance(value, list) and len({row.shape for row in value}) > 1 for value in outputs.values()):
         raise NotCoveredError("return_tensors for clips of different lengths")
-    tensors = {name: torch.stack(value) if isinstance(value, list) else value for name, value in outputs.items()}
+    tensors = {name: _stacked(value) if isinstance(value, list) else value for name, value in outputs.items()}
     if return_tensors == TensorType.PYTORCH:
         return BatchFeature(tensors)
     return BatchFeature({name: _as_arrays(value) for name, value in tensors.items()})
+
+
+def _stacked(rows: list[torch.Tensor]) -> torch.Tensor:
+    return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
 
 def _as_arrays(value: Union[torch.Tensor, list[torch.Tensor]]) -> Any:
