@@ -13,6 +13,7 @@ from torch import nn
 from transformers import WhisperConfig, WhisperForAudioClassification
 
 from benchmarking.measure import Batch, Precision, flops, prediction, time_each, training_step
+from benchmarking.pipeline import pipeline
 from benchmarking.subjects import AST_128, AST_1024, IPET, LORA, SUBJECTS, WAV2VEC2_1, WAV2VEC2_3, Input
 from benchmarking.targets import Outcome
 from peft_audio import IPETConfig, ParallelMLPAdapterConfig, cache_frozen, resize_ast, resize_whisper
@@ -195,4 +196,5 @@ EXTRAS = {
     "cached": cached,
     "mixed": mixed,
     "switching": switching,
+    "pipeline": pipeline,
 }
