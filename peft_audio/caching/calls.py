@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Optional
 
 import torch
 from torch import nn
+
+from ..tuner.tuner_layer import first_tensor
 
 
 MASK = "attention_mask"
@@ -113,3 +115,8 @@ def argument_names(model: nn.Module) -> list[str]:
 def is_input(name: str) -> bool:
     """Whether an argument of this name may reach the frozen part: labels do not."""
     return "label" not in name
+
+
+def tokens_of(outputs: Sequence[Any], num_tokens: Optional[int] = None) -> list[torch.Tensor]:
+    """Return what encoder layers give, `(batch, tokens, d)` each, in the first `num_tokens` tokens; None for all."""
+    return [first_tensor(output)[:, :num_tokens] for output in outputs]

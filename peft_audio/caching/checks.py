@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..tuner.training_setup import LAYERDROP
 from ..upstream.torch_modules import drops_out, is_batch_norm
 from ..utils.undisturbed import undisturbed
-from .calls import first_argument
+from .calls import first_argument, tokens_of
 from .plan import Plan
 from .replay import StandIns
 from .split_point import SplitPoint, frozen_modules
@@ -35,6 +35,8 @@ def states_at(model: nn.Module, split_point: SplitPoint, inputs: dict[str, torch
     Raises:
         RuntimeError: the module at the split point did not run, or was given no tensor.
     """
+    if split_point.taken:
+        return _states_taken(model, split_point, inputs)
     own_thread = threading.get_ident()
 
     def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -50,6 +52,28 @@ def states_at(model: nn.Module, split_point: SplitPoint, inputs: dict[str, torch
     finally:
         handle.remove()
     raise RuntimeError(f"{split_point.path!r} did not run, or was given no tensor.")
+
+
+def _states_taken(model: nn.Module, split_point: SplitPoint, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    own_thread, outputs = threading.get_ident(), []
+
+    def take(module: nn.Module, args: tuple, output: Any) -> None:
+        if threading.get_ident() == own_thread:  # others may be running the model
+            outputs.append(output)
+            if len(outputs) == len(split_point.taken):
+                raise _ReachedError(torch.cat(tokens_of(outputs, split_point.num_tokens), dim=1))
+
+    layers = [model.get_submodule(split_point.replaced[number]) for number in split_point.taken]
+    handles = [layer.register_forward_hook(take, prepend=True) for layer in layers]
+    try:
+        model(**inputs)
+    except _ReachedError as reached:
+        assert reached.states is not None
+        return reached.states
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise RuntimeError(f"The layers up to {split_point.path!r} did not all run.")
 
 
 def check_replay(model: nn.Module, plan: Plan, inputs: dict[str, torch.Tensor], states: torch.Tensor) -> None:

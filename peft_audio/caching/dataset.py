@@ -20,6 +20,7 @@ from .frozen_part import FrozenPart
 from .plan import Plan, make_plan
 from .replay import Replay, check_options
 from .samples import Samples
+from .side_split import find_side_split
 from .split_point import find_split_point
 from .store import STATES, Store, digest_of, settings_of
 
@@ -37,7 +38,9 @@ def cache_frozen(
 ) -> CachedStates:
     """Compute once what the frozen part of a model returns for each sample, keep it on disk, and train from there.
 
-    The frozen part is all that runs before the first encoder layer or head that trains. See `CachedStates` on its use.
+    The frozen part is all that runs before the first encoder layer or head that trains. Beside a side network no encoder
+    layer trains: what the layers give that it reads is kept, in float16 (in bfloat16 where a number is too large), and no
+    layer runs again. See `CachedStates` on its use.
 
     Args:
         model: classifier of a supported backbone, plain or with adapters, as it will be trained.
@@ -74,14 +77,15 @@ def _cache(
     with torch.no_grad(), undisturbed(model):
         model.eval()
         one, two = samples.probe()
-        split_point = find_split_point(base, trace(base, one))
+        calls = trace(base, one)
+        split_point = find_side_split(base, resolve(base), calls) or find_split_point(base, calls)
         plan = make_plan(base, split_point, samples.main, one, two)
         expected = states_at(base, split_point, two)
         if not deterministic:
             check_deterministic(model.train, base, split_point, one)
             model.eval()
         digest = digest_of(base, split_point.after)
-        store = Store(folder, settings_of(base, split_point.path, plan.dtype, digest))
+        store = Store(folder, settings_of(base, plan.name, plan.dtype, digest))
         check_replay(base, plan, two, expected)
         keys, columns = samples.read_all()
         fill(base, plan, samples, keys, store, batch_size, max_bytes)
@@ -109,8 +113,12 @@ class CachedStates(Dataset):
 
     States have one dimension more than a raw sample, by leading dimensions of size 1 if need be. From this the model
     tells them apart, so it takes both: batches of states run from the first module that trains on, batches of raw input
-    as always. Losses and gradients are those of training from the input, but for rounding. Columns that are no inputs of
-    the model are kept in memory.
+    as always. Losses and gradients are those of training from the input, but for rounding; of a side network to 1e-3.
+    Columns that are no inputs of the model are kept in memory.
+
+    For a side network the states are what layer after layer gives, in a row. Where the head reads the first tokens alone and
+    no block mixes tokens, those are all that is kept. What is to be written is logged first; `every_nth_layer` of
+    `SideNetworkConfig` makes it less.
 
     A second call of `cache_frozen` reads what is there, and continues where a killed one stopped. Several processes may
     use one folder. No entry is ever deleted. Subfolders that are no longer used can be removed by hand; their
@@ -142,6 +150,7 @@ class CachedStates(Dataset):
         self._replay = replay
         self._main = plan.main
         self._shape = plan.packed_shape
+        self._dtype = plan.dtype
         self._dtypes = samples.dtypes
 
     def __len__(self) -> int:
@@ -160,5 +169,5 @@ class CachedStates(Dataset):
                 "they were computed. cache_frozen computes them again."
             )
         inputs = {name: value.to(self._dtypes[name]) for name, value in entry.items() if name != STATES}
-        inputs[self._main] = entry[STATES].reshape(self._shape)
+        inputs[self._main] = entry[STATES].to(self._dtype).reshape(self._shape)
         return {name: inputs.get(name, value) for name, value in self.columns[index].items()}

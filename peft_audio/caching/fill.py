@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 
@@ -12,9 +13,10 @@ from tqdm.auto import tqdm
 from .checks import is_same_sample, states_at
 from .plan import Plan
 from .samples import Samples
-from .store import STATES, Store, autocast_dtype
+from .store import STATES, Store, autocast_dtype, gigabytes
 
 
+logger = logging.getLogger(__name__)
 HEADER_BYTES = 512  # of an entry's file, about
 
 
@@ -33,8 +35,12 @@ def fill(
     if not missing:
         return
     kept = _other_inputs(samples.inputs_of(0), plan)
-    entry_bytes = plan.dtype.itemsize * math.prod(plan.shape) + sum(value.nbytes for value in kept.values())
-    store.check_room(len(missing), len(keys), entry_bytes + HEADER_BYTES, max_bytes)
+    itemsize = torch.half.itemsize if plan.parts else plan.dtype.itemsize
+    entry_bytes = itemsize * math.prod(plan.shape) + sum(value.nbytes for value in kept.values()) + HEADER_BYTES
+    store.check_room(len(missing), len(keys), entry_bytes, max_bytes)
+    if plan.parts:
+        size, count = gigabytes(len(missing) * entry_bytes), len(missing)
+        logger.warning("What the encoder layers give for %d samples takes %s in %s.", count, size, store.folder)
     store.prepare()
     pending = _own_share_first(list(missing))
     with tqdm(total=len(pending), desc="Computing frozen states", unit="sample", leave=False) as progress:
@@ -69,7 +75,13 @@ def _write_states(model: nn.Module, plan: Plan, samples: Samples, indices: dict[
     if not items:
         return
     for key, item, states in zip(indices, items, states_at(model, plan.split_point, samples.batch(items))):
-        store.write(key, {STATES: states, **_other_inputs(item, plan)})
+        store.write(key, {STATES: _halved(states) if plan.parts else states, **_other_inputs(item, plan)})
+
+
+def _halved(states: torch.Tensor) -> torch.Tensor:
+    """Return the outputs of many layers in float16, which is closest, or in bfloat16 where a number is too large for it."""
+    half = states.half()
+    return half if half.isfinite().all() else states.bfloat16()
 
 
 def _other_inputs(item: dict[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:

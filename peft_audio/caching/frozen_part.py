@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..backbones.table import resolve
+from ..tuner.encoder_layer import EncoderTunerLayer
 from ..tuner.tuner_layer import keep_frozen_statistics
 from ..upstream.hooks import HOOKS
 from ..upstream.peft_modules import is_adapted
@@ -28,6 +30,7 @@ from ..upstream.torch_tensors import version_of
 from ..upstream.transformers_models import attention_implementation
 from ..utils.undisturbed import undisturbed
 from .checks import check_deterministic, is_same_sample, states_at
+from .side_split import modules_beside, tuner_layers
 from .split_point import SplitPoint, frozen_modules
 from .store import autocast_dtype, config_of, digest_of
 
@@ -165,9 +168,15 @@ def _stamp(model: nn.Module, split_point: SplitPoint) -> list[tuple[int, int]]:
         RuntimeError: something trains before the split point.
     """
     stamp = []
+    if split_point.taken and set(modules_beside(tuner_layers(model, resolve(model)))) != split_point.beside:
+        raise RuntimeError(
+            "Another adapter is active now than when the states were computed, or none, and its side network may read other "
+            "layers. Activate that one, or call cache_frozen again."
+        )
     for path, module in frozen_modules(model, split_point.after):
         parameters = list(module.parameters(recurse=False))
-        if is_adapted(module) or any(parameter.requires_grad for parameter in parameters):
+        is_within = is_adapted(module) and not (split_point.taken and isinstance(module, EncoderTunerLayer))
+        if is_within or any(parameter.requires_grad for parameter in parameters):
             raise RuntimeError(
                 f"{path!r} trains now, or has an active adapter, and runs before {split_point.path!r}, where the cached "
                 "states go in. Freeze it, or call cache_frozen again."

@@ -10,7 +10,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from .calls import trace
+from .calls import ModuleCall, tokens_of, trace
 from .split_point import SplitPoint
 
 
@@ -52,6 +52,7 @@ class Plan:
         shapes: shapes of one sample of the other inputs of the frozen part, by name.
         outputs: what the calls of the replaced modules return, trees of templates, by path.
         constants: what they return for every input, for a batch of one.
+        parts: where encoder layers' outputs are kept: how many of the states' tokens each has, by path.
     """
 
     split_point: SplitPoint
@@ -63,11 +64,17 @@ class Plan:
     shapes: dict[str, tuple[int, ...]]
     outputs: dict[str, list[Any]]
     constants: list[torch.Tensor]
+    parts: dict[str, int]
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
         """Shape of the states as a sample of the main input: one dimension more than a raw sample has, at least."""
         return (1,) * (len(self.raw_shape) + 1 - len(self.shape)) + self.shape
+
+    @property
+    def name(self) -> str:
+        """What tells its states from others of the model: where they go in, and how many tokens each part has."""
+        return ", ".join(f"{path} {size}" for path, size in self.parts.items()) or self.split_point.path
 
     @property
     def key(self) -> tuple:
@@ -91,13 +98,14 @@ def make_plan(
         ValueError: what enters the split point, or what a module before it returns, does not grow with the batch.
     """
     traces = [trace(model, inputs, split_point.number, split_point.replaced) for inputs in (one, two)]
-    states, pair = (calls[split_point.number].argument for calls in traces)
+    states, pair = (_states(calls, split_point) for calls in traces)
     if states is None or pair is None or (len(states), len(pair)) != (1, 2) or states.shape[1:] != pair.shape[1:]:
         raise ValueError(
             f"What enters {split_point.path!r} of {type(model).__name__} is no tensor with the batch as its first "
             "dimension, so it cannot be kept for each sample. Train from the input."
         )
     outputs: dict[str, list[Any]] = {}
+    paths = [split_point.replaced[number] for number in split_point.taken]
     constants: list[torch.Tensor] = []
     for number, path in split_point.replaced.items():
         tree = map_tensors(partial(_template, path, constants), *(calls[number].output for calls in traces))
@@ -112,7 +120,16 @@ def make_plan(
         shapes={name: tuple(value.shape[1:]) for name, value in one.items() if name != main},
         outputs=outputs,
         constants=constants,
+        parts=dict(zip(paths, (part.shape[1] for part in _parts(traces[0], split_point)))),
     )
+
+
+def _parts(calls: list[ModuleCall], split_point: SplitPoint) -> list[torch.Tensor]:
+    return tokens_of([calls[number].output for number in split_point.taken], split_point.num_tokens)
+
+
+def _states(calls: list[ModuleCall], split_point: SplitPoint) -> Optional[torch.Tensor]:
+    return torch.cat(_parts(calls, split_point), dim=1) if split_point.taken else calls[split_point.number].argument
 
 
 def _template(path: str, constants: list[torch.Tensor], one: torch.Tensor, two: torch.Tensor) -> Template:

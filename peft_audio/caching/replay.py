@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..tuner.tuner_layer import with_first
 from ..upstream.hooks import remove_hooks
 from ..upstream.torch_modules import ABSENT, install_stand_in, is_replica, remove_stand_in
 from ..upstream.transformers_models import is_checkpointed, is_checkpointed_outside
@@ -55,6 +56,7 @@ class StandIns:
         self.thread = threading.get_ident()
         self.has_reached_split_point = False
         self.is_suspended = False  # while the model is run within itself
+        self._parts = dict(zip(plan.parts, states.split(list(plan.parts.values()), dim=1))) if plan.parts else {}
         self._made: dict[Template, torch.Tensor] = {}
         self._replaced: list[tuple[nn.Module, Any]] = []
 
@@ -65,6 +67,9 @@ class StandIns:
             try:
                 for path, trees in self.plan.outputs.items():
                     self._replace(self._model.get_submodule(path), self._outputs, path, trees, count())
+                if self.plan.parts:
+                    yield
+                    return
                 first_trained = self._model.get_submodule(self.plan.split_point.path)
                 self._replace(first_trained, self._from_states, first_trained)
                 yield
@@ -93,7 +98,11 @@ class StandIns:
             raise RuntimeError(
                 f"{path!r} is called more often than when the states were computed. Call cache_frozen again."
             )
-        return map_tensors(self._tensor, trees[number])
+        output = map_tensors(self._tensor, trees[number])
+        if path not in self._parts:
+            return output
+        self.has_reached_split_point = path == next(reversed(self._parts))
+        return with_first(output, self._parts[path])
 
     def _from_states(self, own: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         self.has_reached_split_point = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -26,12 +26,18 @@ class SplitPoint:
         number: number of its call among all calls of a forward pass.
         replaced: numbers and paths of the calls that need not run: outermost ones that end before this one begins.
         after: paths of the modules that run only from here on.
+        taken: numbers of calls whose outputs are what is kept, instead of what enters the module (side_split.py).
+        beside: paths of the modules that read them.
+        num_tokens: number of tokens, the first ones, that those modules read; None for all.
     """
 
     path: str
     number: int
     replaced: dict[int, str]
     after: frozenset[str]
+    taken: tuple[int, ...] = ()
+    beside: frozenset[str] = frozenset()
+    num_tokens: Optional[int] = None
 
 
 def find_split_point(model: nn.Module, calls: list[ModuleCall]) -> SplitPoint:
@@ -42,16 +48,16 @@ def find_split_point(model: nn.Module, calls: list[ModuleCall]) -> SplitPoint:
             modules that run after the split point.
     """
     backbone = resolve(model)
-    _check_layer_weights(model, backbone)
+    check_layer_weights(model, backbone)
     number = _first_trained(model, backbone, calls)
     path, start = calls[number].path, calls[number].start
     ended = {index for index, call in enumerate(calls) if call.end < start}
     around = {index for index, call in enumerate(calls) if call.start < start < call.end}
     outermost = [index for index in sorted(ended) if calls[index].parent in around]
-    replaced = {index: calls[index].path for index in _without_listeners(model, calls, outermost)}
+    replaced = {index: calls[index].path for index in without_listeners(model, calls, outermost)}
     before = {calls[index].path for index in ended | around}
     after = frozenset({call.path for call in calls[number:]} - before)
-    _check_frozen(model, path, after)
+    check_frozen(model, path, after)
     return SplitPoint(path, number, replaced, after)
 
 
@@ -76,7 +82,8 @@ def _lies_in(path: str, place: str) -> bool:
     return not place or path == place or path.startswith(place + ".")
 
 
-def _check_layer_weights(model: nn.Module, backbone: Backbone) -> None:
+def check_layer_weights(model: nn.Module, backbone: Backbone) -> None:
+    """Raise ValueError if weights of hidden states train."""
     parameter = getattr(model, backbone.spec.layer_weights or "", None)
     if hasattr(model, MODULE_NAME) or getattr(parameter, "requires_grad", False):
         raise ValueError(
@@ -86,7 +93,8 @@ def _check_layer_weights(model: nn.Module, backbone: Backbone) -> None:
         )
 
 
-def _check_frozen(model: nn.Module, path: str, after: Collection[str]) -> None:
+def check_frozen(model: nn.Module, path: str, after: Collection[str]) -> None:
+    """Raise ValueError if something trains outside of the modules `after`."""
     trained = [
         f"{place}.{name}".lstrip(".")
         for place, module in frozen_modules(model, after)
@@ -132,7 +140,7 @@ def _trains(module: nn.Module, as_a_whole: bool) -> bool:
     )
 
 
-def _without_listeners(model: nn.Module, calls: list[ModuleCall], numbers: list[int]) -> Iterator[int]:
+def without_listeners(model: nn.Module, calls: list[ModuleCall], numbers: list[int]) -> Iterator[int]:
     """Yield the numbers of calls that can be replaced.
 
     A tuner layer may have a hook on a module elsewhere, from which it learns the grid of the patches. A call with such a

@@ -179,10 +179,10 @@ class Store:
         free = shutil.disk_usage(existing).free
         if used + needed <= max_bytes and needed <= free:
             return
-        limit = f"the folder has {_gb(used)} of at most max_bytes={max_bytes} ({_gb(max_bytes)})"
+        limit = f"the folder has {gigabytes(used)} of at most max_bytes={max_bytes} ({gigabytes(max_bytes)})"
         raise ValueError(
-            f"The states of {num_missing} of {num_samples} samples are missing and need {_gb(needed)} "
-            f"({entry_bytes} bytes each), but {limit}, and the disk of {str(self.root)!r} has {_gb(free)} free. "
+            f"The states of {num_missing} of {num_samples} samples are missing and need {gigabytes(needed)} "
+            f"({entry_bytes} bytes each), but {limit}, and the disk of {str(self.root)!r} has {gigabytes(free)} free. "
             "Remove subfolders that are no longer used, name another folder, give a larger max_bytes, use shorter clips "
             "or fewer of them, or train from the input."
         )
@@ -217,5 +217,6 @@ class Store:
                 temporary.unlink()
 
 
-def _gb(num_bytes: int) -> str:
+def gigabytes(num_bytes: int) -> str:
+    """Return a number of bytes in words."""
     return f"{num_bytes / 1e9:.3g} GB"

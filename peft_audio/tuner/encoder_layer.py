@@ -96,11 +96,12 @@ class EncoderTunerLayer(HookedTunerLayer):
         self._conventions = Conventions(spec.batch_first, spec.padding_mask, spec.positions, spec.read_tokens)
         self._outside = OutsideModules(modules.attention, modules.attention_norm, backbone.position_source)
         self._attention_parameters = parameter_names(modules.attention)
+        self._layer_parameters = parameter_names(base_layer)[1:]  # behind the hidden states
         self._takes_extra_tokens = takes_extra_tokens(modules.attention, spec)
         if self._takes_extra_tokens:
             install_extra_tokens(modules.attention, spec, forward_pass)
         self._saving_context: Optional[SavingContext] = None
-        self._num_read_tokens: Optional[int] = None
+        self.num_read_tokens: Optional[int] = None
         self._grids = SeenGrids(backbone.patch_projection is not None)
         wrap_forward(base_layer, self._with_state)
         self._hooks = tuple(self._install_hooks(modules, backbone.patch_projection))
@@ -117,7 +118,7 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def set_read_tokens(self, num_tokens: Optional[int]) -> None:
         """Say how many tokens, the first ones, `ForwardPass.only_first_read` means; None for a layer it is not for."""
-        self._num_read_tokens = num_tokens
+        self.num_read_tokens = num_tokens
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the base layer, with what the hooks add to it.
@@ -138,7 +139,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         num_read = self._take_num_read(outer, args, kwargs)
         if num_read is not None:
             hidden_states, state.unread = hidden_states[:, :num_read], hidden_states[:, num_read:]
-        elif self._is_checkpointed and self._trains_within and not hidden_states.requires_grad:
+        elif self._is_checkpointed and torch.is_grad_enabled() and not (hidden_states.requires_grad or self.is_beside):
             # Reentrant checkpointing gives no gradient at all, silently, where no input of the checkpointed layer asks
             # for one; the input of the first adapted layer of a frozen model does not.
             hidden_states = hidden_states.detach().requires_grad_()
@@ -149,7 +150,11 @@ class EncoderTunerLayer(HookedTunerLayer):
         with nullcontext() if context is None or is_plain else context(hidden_states):
             output = self.forward_pass.run(state, self.base_layer, hidden_states, *args, **kwargs)
             is_passed = not any(self.active(part) for part in BESIDE)
-            return output if is_passed else self._go_beside(output, state.attention_mask, num_end)
+            if is_passed:
+                return output
+            given = Call(self._layer_parameters, args, kwargs) if state.attention_mask is None else None
+            mask = state.attention_mask if given is None else given.get(self._conventions.mask_name)
+            return self._go_beside(output, mask, num_end)
 
     def _with_state(self, forward: Callable[..., Any], layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the base layer in the state of its call, also when checkpointing runs it again."""
@@ -173,11 +178,10 @@ class EncoderTunerLayer(HookedTunerLayer):
         return self.training and bool(getattr(self.base_layer, "gradient_checkpointing", False))
 
     @property
-    def _trains_within(self) -> bool:
-        """Whether the layer has something to give a gradient to; parts beside it have theirs without it."""
-        is_beside = any(self.active(part) for part in BESIDE) and not any(self.active(part) for part in WITHIN)
-        is_frozen = is_beside and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
-        return torch.is_grad_enabled() and not is_frozen
+    def is_beside(self) -> bool:
+        """Whether active adapters are beside the layer alone, and what is within the layer is frozen."""
+        is_within = not any(self.active(part) for part in BESIDE) or any(self.active(part) for part in WITHIN)
+        return not is_within and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
 
     @property
     def _is_traced(self) -> bool:
@@ -185,10 +189,10 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def _take_num_read(self, outer: PassState, args: tuple, kwargs: dict[str, Any]) -> Optional[int]:
         """Return the number of tokens that suffice, None for all."""
-        if self._num_read_tokens is None:
+        if self.num_read_tokens is None:
             return None
         is_asked, outer.only_first_read = outer.only_first_read, False
-        return self._num_read_tokens if is_asked and self._can_leave_out(args, kwargs) else None
+        return self.num_read_tokens if is_asked and self._can_leave_out(args, kwargs) else None
 
     def _can_leave_out(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether the layer gives the first tokens the same output where the others are keys and values alone."""
