@@ -15,6 +15,13 @@ from ..upstream.autograd import is_parameter
 from .encoder_layer import EncoderTunerLayer
 
 
+PADDED_TOKENS, SMALLEST_HEAD = 32, 8
+"""Attention's kernels on GPUs save a number for each head and token, and infinity for each that is missing to this many.
+
+Heads are no narrower than the second number, so these are fewer than `batch * PADDED_TOKENS * hidden_size / SMALLEST_HEAD`.
+"""
+
+
 @dataclass(frozen=True)
 class Half:
     """A tensor in float16, divided by `scale`."""
@@ -66,11 +73,13 @@ def save_activations_in_half(model: nn.Module, enabled: bool = True) -> nn.Modul
 def saved_in_half(hidden_states: torch.Tensor) -> Iterator[None]:
     """Keep in float16 what autograd saves in float32 within, until the backward pass.
 
-    These are all tensors of the size of `hidden_states` or larger. Smaller ones (a softmax's denominators, a norm's
-    statistics) are few, and errors in them reach every element.
+    These are all tensors of the size of `hidden_states`, `(batch, tokens, hidden_size)`, or larger. Smaller ones (a
+    softmax's denominators, a norm's statistics) are few, and errors in them reach every element. The denominators that
+    kernels pad are no smaller where there are few tokens.
     """
     kept: dict[tuple, tuple[torch.Tensor, Half]] = {}
-    min_size = hidden_states.numel()
+    of_a_token = hidden_states.numel() // max(1, hidden_states.shape[1])
+    min_size = max(hidden_states.numel(), of_a_token * PADDED_TOKENS // SMALLEST_HEAD + 1)
     del hidden_states  # what is saved refers to this function's variables
 
     def pack(tensor: torch.Tensor) -> Saved:
