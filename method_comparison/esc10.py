@@ -35,12 +35,6 @@ from esc10_table import print_table
 from files import write_json
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-from train_classification import (
-    AudioTrainingArguments,
-    UsageError,
-    apply_method,
-    single_label_metrics,
-)
 from transformers import HfArgumentParser, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -54,7 +48,14 @@ from peft_audio.data import (
     load_feature_extractor,
     read_audiofolder,
 )
-from peft_audio.trainer import AudioTrainer, parameter_counts
+from peft_audio.trainer import (
+    AudioTrainer,
+    AudioTrainingArguments,
+    UsageError,
+    apply_method,
+    parameter_counts,
+    single_label_metrics,
+)
 
 
 BUNDLED_BACKBONE = examples_path.EXAMPLES / "assets" / "ast-tiny-synthetic"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from speaker_verification import load_pretrained, put_head
-from train_classification import apply_method
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
@@ -24,7 +23,7 @@ from peft_audio import (
     ast_from_vit,
     use_mean_token_pooling,
 )
-from peft_audio.trainer import parameter_counts
+from peft_audio.trainer import apply_method, parameter_counts
 
 from .recipe import Recipe
 

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 import torch
 from data_sets import DATA_SETS
-from train_classification import make_config
 from training.optimizers import make_optimizer
 from training.schedules import epoch_steps
 from training.weight_averaging import WeightAveraging
+
+from peft_audio.trainer import make_config
 
 from .backbones import BACKBONES
 from .recipe import Recipe, RecipeError

@@ -10,7 +10,6 @@ import numpy as np
 from data_sets import DATA_SETS
 from files import write_csv, write_json
 from speaker_verification import averaged, recordings_of
-from train_classification import AudioTrainingArguments, apply_method
 from training.aggregation import epoch_metrics
 from training.augmentation import MusanNoise
 from training.statistics import spectrogram_statistics
@@ -19,7 +18,7 @@ from transformers import set_seed
 
 from peft_audio import last_complete_checkpoint
 from peft_audio.data import FeatureCache, Splits
-from peft_audio.trainer import logits_of, parameter_counts, saved_bytes
+from peft_audio.trainer import AudioTrainingArguments, apply_method, logits_of, parameter_counts, saved_bytes
 
 from .backbones import BACKBONES, feature_extractor_of, load_backbone
 from .inputs import Preparation, TestSet, TrainingSet, needs_waveforms, targets_of

@@ -8,6 +8,7 @@ from .classes import (
     AutoPeftModelForSpeechSeq2Seq,
 )
 from .classifier import load_classifier
+from .recognizer import load_recognizer
 
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "AutoPeftModelForCTC",
     "AutoPeftModelForSpeechSeq2Seq",
     "load_classifier",
+    "load_recognizer",
 ]

@@ -75,6 +75,26 @@ def input_text(settings: Mapping[str, Any], sampling_rate: Optional[int]) -> str
     return f"- Input: mono audio{rate}{length}.\n- Labels ({len(labels)}{several}): {names}.\n"
 
 
+def transcribe_a_file(folder: str, generates: bool) -> list[str]:
+    """Return the lines of code that write what is said in a file with `model`.
+
+    Args:
+        folder: the expression for the folder with the processor.
+        generates: whether the model writes with a decoder, or by CTC.
+    """
+    recognize = "model.generate(**inputs)" if generates else "model(**inputs).logits.argmax(-1)"
+    special = ", skip_special_tokens=True" if generates else ""
+    return [
+        f"processor = AutoProcessor.from_pretrained({folder})",
+        "",
+        'waveform, rate = librosa.load("clip.wav", sr=processor.feature_extractor.sampling_rate)',
+        'inputs = processor.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")',
+        "with torch.no_grad():",
+        f"    tokens = {recognize}",
+        f"print(processor.tokenizer.batch_decode(tokens{special})[0].strip())",
+    ]
+
+
 def classify_a_file(extractor: str, multi_label: bool) -> list[str]:
     """Return the lines of code that classify a file with `model`; `extractor` are the feature extractor's arguments."""
     lines = [

@@ -32,6 +32,7 @@ from .card_parts import (
     plain,
     read_preprocessor,
     sampling_rate_of,
+    transcribe_a_file,
 )
 from .stock_card import stock_card
 
@@ -44,6 +45,7 @@ METHOD_TAG = "peft-audio:"
 
 Score = Union[float, tuple[float, float]]
 
+TOKENIZER_NAME = "tokenizer_config.json"
 TASKS = {  # of the Hub, by auto class
     "AutoModelForCTC": "automatic-speech-recognition",
     "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
@@ -60,6 +62,7 @@ class CardFacts:
         num_bytes: size of the file with the weights.
         num_parameters: number of trained parameters in that file, so without the statistics of batch norms.
         preprocessor: the feature extractor's fields; None if the folder has no feature extractor.
+        has_tokenizer: whether the folder has a tokenizer.
     """
 
     config: EncoderAdapterConfig
@@ -67,6 +70,7 @@ class CardFacts:
     num_bytes: int
     num_parameters: int
     preprocessor: Optional[dict[str, Any]]
+    has_tokenizer: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -183,7 +187,8 @@ def read_facts(folder: Path, location: str, beside: Optional[Path] = None) -> Op
         return None
     places = [place / PREPROCESSOR_NAME for place in (folder, beside) if place is not None]
     preprocessor = next((fields for fields in map(read_preprocessor, places) if fields is not None), None)
-    return CardFacts(config, location, weights[0].stat().st_size, _count_parameters(folder), preprocessor)
+    size, has_tokenizer = weights[0].stat().st_size, (folder / TOKENIZER_NAME).is_file()
+    return CardFacts(config, location, size, _count_parameters(folder), preprocessor, has_tokenizer)
 
 
 def _count_parameters(folder: Path) -> int:
@@ -322,7 +327,11 @@ def snippet(facts: CardFacts) -> str:
     lines = ["import peft_audio  # tells PEFT about this kind of adapter"]
     if not facts.is_audio_classifier and facts.settings.get(AUTO_CLASS) in SPEECH_TASKS:
         ours = facts.settings[AUTO_CLASS].replace("AutoModel", "AutoPeftModel")
-        return "\n".join([*lines, "", f"model = peft_audio.{ours}.from_pretrained({facts.location!r})"])
+        if not (facts.has_tokenizer and facts.settings[AUTO_CLASS] in TASKS):
+            return "\n".join([*lines, "", f"model = peft_audio.{ours}.from_pretrained({facts.location!r})"])
+        lines += ["import librosa", "import torch", "from transformers import AutoProcessor", ""]
+        lines += [f"location = {facts.location!r}", f"model = peft_audio.{ours}.from_pretrained(location)"]
+        return "\n".join([*lines, *transcribe_a_file("location", "Seq2Seq" in ours)])
     if not facts.is_audio_classifier:
         lines += [
             f"from transformers import {facts.base_class or 'AutoModel'}",

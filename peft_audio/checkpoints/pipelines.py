@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ast.resize import RESIZES
-from ..upstream.wrapping import AUDIO_PIPELINE, replace_method
+from ..upstream.wrapping import AUDIO_PIPELINE, SPEECH_PIPELINE, replace_method
 from ..whisper.resize import POSITIONS, fit_feature_extractor
 
 
 def wrap_pipelines() -> None:
-    """Wrap the audio classification pipeline. Calling it again changes nothing."""
-    replace_method(AUDIO_PIPELINE, _fitting_feature_extractor)
+    """Wrap the pipelines of audio classification and speech recognition. Calling it again changes nothing."""
+    for pipeline in (AUDIO_PIPELINE, SPEECH_PIPELINE):
+        replace_method(pipeline, _fitting_feature_extractor)
 
 
 def _fitting_feature_extractor(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from ..ast.resize import RESIZES
 from ..backbones.table import resolve
-from .base_settings import labels_of, read_settings
+from ..whisper.resize import POSITIONS, TOKENS_PER_SECOND
+from .base_settings import AUTO_CLASS, HEAD, labels_of, read_settings
 from .card_parts import (
     PREPROCESSOR_NAME,
     classify_a_file,
@@ -23,9 +24,11 @@ from .card_parts import (
     is_multi_label,
     plain,
     sampling_rate_of,
+    transcribe_a_file,
 )
 
 
+RECOGNIZERS = ("AutoModelForCTC", "AutoModelForSpeechSeq2Seq")
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
 # Fields of a PEFT configuration that do not say how the method is set up.
 NOT_OF_THE_METHOD = (
@@ -54,23 +57,24 @@ def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location:
     is_adapter = isinstance(model, PeftModel)
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     settings = read_settings(base, resolve(base).spec)
+    recognizes = settings.get(AUTO_CLASS) in RECOGNIZERS
     hub_base, base_name = hub_id(base.name_or_path), Path(base.name_or_path or "unnamed").name
     data = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="audio-classification",
+        pipeline_tag="automatic-speech-recognition" if recognizes else "audio-classification",
         base_model=hub_base,  # metadata that names a folder would make a push to the Hub fail
         tags=["audio", "peft-audio"],
     )
     preprocessor = json.loads((folder / PREPROCESSOR_NAME).read_text("utf-8"))
     text = f"""# {plain(Path(location).name)}
 
-An audio classifier: `{hub_base or base_name}`, fine-tuned.
+{"A recognizer of speech" if recognizes else "An audio classifier"}: `{hub_base or base_name}`, fine-tuned.
 
 ## Use
 
-{code_block("python", _snippet(base, settings, location, is_adapter))}
+{code_block("python", (_recognize if recognizes else _snippet)(base, settings, location, is_adapter))}
 
-{input_text(settings, sampling_rate_of(preprocessor))}{_method(model) if isinstance(model, PeftModel) else ""}- file: {_size(folder)}
+{"" if recognizes else input_text(settings, sampling_rate_of(preprocessor))}{_method(model) if isinstance(model, PeftModel) else ""}- file: {_size(folder)}
 
 {training}
 """
@@ -99,6 +103,27 @@ def _method(model: PeftModel) -> str:
     for name, value in changed.items():
         lines.append(f"- `{name}`: {', '.join(sorted(value)) if isinstance(value, (set, list)) else value}")
     return "\n".join(lines) + "\n"
+
+
+def _recognize(base: PreTrainedModel, settings: dict[str, Any], location: str, is_adapter: bool) -> str:
+    name, head = type(base).__name__, settings.get(HEAD) or {}
+    fields = "".join(f", {field}={head[field]!r}" for field in ("vocab_size", "pad_token_id") if field in head)
+    seconds = settings.get(POSITIONS, 0) / TOKENS_PER_SECOND
+    loading = [f"model = {name}.from_pretrained(location)"]
+    if is_adapter:
+        loading = [
+            f"base = {name}.from_pretrained({base.name_or_path!r}{fields}{', ignore_mismatched_sizes=True' * bool(fields)})",
+            *([f"resize_whisper(base, max_seconds={seconds:g})"] * bool(seconds)),
+            "model = PeftModel.from_pretrained(base, location)",
+        ]
+    lines = [
+        *("import librosa", "import torch"),
+        *(["from peft import PeftModel"] * is_adapter),
+        f"from transformers import AutoProcessor, {name}",
+        *(["from peft_audio import resize_whisper"] * (is_adapter and bool(seconds))),
+        *("", f"location = {location!r}", *loading, "model.eval()"),
+    ]
+    return "\n".join([*lines, *transcribe_a_file("location", settings[AUTO_CLASS] == RECOGNIZERS[1])])
 
 
 def _snippet(base: PreTrainedModel, settings: dict[str, Any], location: str, is_adapter: bool) -> str:

@@ -30,6 +30,7 @@ from .splits import Splits, choose_splits
 from .streaming import StreamedClips, StreamedInputs
 from .torch_features import TorchFeatures
 from .training_data import TrainingData, prepare_clips, prepare_stream
+from .transcripts import SpeechCollator, SpeechData, TranscribedDataset, prepare_transcribed
 
 
 __all__ = [
@@ -44,11 +45,14 @@ __all__ = [
     "FeatureCache",
     "FeatureDataset",
     "Features",
+    "SpeechCollator",
+    "SpeechData",
     "Splits",
     "StreamedClips",
     "StreamedInputs",
     "TorchFeatures",
     "TrainingData",
+    "TranscribedDataset",
     "choose_splits",
     "extract_features",
     "fold_name",
@@ -60,6 +64,7 @@ __all__ = [
     "pads_to_fixed_seconds",
     "prepare_clips",
     "prepare_stream",
+    "prepare_transcribed",
     "read_audiofolder",
     "read_hub_dataset",
     "read_rows",

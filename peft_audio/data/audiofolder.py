@@ -6,7 +6,7 @@ import csv
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Optional, TextIO, Union
+from typing import Any, Optional, TextIO, Union
 
 from .clips import SPLIT_WORDS, Clip, ClipTable, DataError, fold_name, quoted
 
@@ -36,13 +36,14 @@ AUDIO_SUFFIXES = frozenset(
 )
 
 
-def read_audiofolder(data_dir: Union[str, Path]) -> ClipTable:
+def read_audiofolder(data_dir: Union[str, Path], text_column: Optional[str] = None) -> ClipTable:
     """List the clips of a Hugging Face `audiofolder`.
 
     Args:
         data_dir: a folder with a metadata.csv, whose columns are file_name, label (several labels separated by `;`) and
             optionally fold or split; or with one folder for each class. Both can also lie in folders named train,
             validation and test.
+        text_column: the column of metadata.csv with what is said, such as "transcription"; it takes the place of label.
 
     Raises:
         DataError: the folder or a metadata.csv cannot be used; names the file, line, column and value.
@@ -51,36 +52,48 @@ def read_audiofolder(data_dir: Union[str, Path]) -> ClipTable:
     if not root.is_dir():
         raise DataError(f"{data_dir}: not a folder. Give the folder that holds the audio files.")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    places: dict[str, str] = {}
+    parts: list[tuple[Path, Optional[str]]]
     if not (root / "metadata.csv").is_file() and folders and all(path.name.lower() in SPLIT_WORDS for path in folders):
-        places: dict[str, str] = {}
-        clips = [clip for folder in folders for clip in _read_part(folder, root, places, split=folder.name)]
+        parts = [(folder, folder.name) for folder in folders]
     else:
-        clips = _read_part(root, root, {})
+        parts = [(root, None)]
+    clips = [clip for folder, split in parts for clip in _read_part(folder, root, places, text_column, split)]
     return ClipTable(clips, str(data_dir), any(len(clip.labels) > 1 for clip in clips))
 
 
-def _read_part(folder: Path, root: Path, places: dict[str, str], split: Optional[str] = None) -> list[Clip]:
+def _read_part(
+    folder: Path, root: Path, places: dict[str, str], text_column: Optional[str], split: Optional[str]
+) -> list[Clip]:
     metadata = folder / "metadata.csv"
     if metadata.is_file():
-        return _read_metadata(metadata, root, places, split)
+        return _read_metadata(metadata, root, places, text_column, split)
+    if text_column is not None:
+        raise DataError(
+            f"{folder}: holds no metadata.csv, which must name the columns file_name and {text_column} (and optionally "
+            "fold or split)."
+        )
     return _read_class_folders(folder, root, split)
 
 
-def _read_metadata(path: Path, root: Path, places: dict[str, str], split: Optional[str] = None) -> list[Clip]:
+def _read_metadata(
+    path: Path, root: Path, places: dict[str, str], text_column: Optional[str], split: Optional[str]
+) -> list[Clip]:
     """Return the clips that a metadata.csv lists, named relative to `root`; `split` is that of its folder, if any.
 
     `places` has the names of clips that were listed before, and where; those of this file are added.
     """
     columns, rows = read_rows(path)
-    missing = [name for name in ("file_name", "label") if name not in columns]
+    target = text_column or "label"
+    missing = [name for name in ("file_name", target) if name not in columns]
     if missing:
         raise DataError(
             f"{path}: column {quoted(missing)} is missing, the columns are {quoted(columns) or 'none'}. The first "
-            "line must name the columns file_name and label (and optionally fold or split), separated by commas."
+            f"line must name the columns file_name and {target} (and optionally fold or split), separated by commas."
         )
     clips: list[Clip] = []
     for line, row in rows:
-        for column in [name for name in ("file_name", "label", "fold", "split") if name in columns and not row[name]]:
+        for column in [name for name in ("file_name", target, "fold", "split") if name in columns and not row[name]]:
             raise DataError(f"{path} line {line}: column {column!r} is empty. Fill it in or remove the line.")
         # x/../a.wav is a.wav: a clip under two names could both train and test.
         source = Path(os.path.normpath(path.parent / row["file_name"]))
@@ -91,10 +104,14 @@ def _read_metadata(path: Path, root: Path, places: dict[str, str], split: Option
                 f"{path} line {line}: {row['file_name']!r} is listed already, in {places[name]}. Remove one of the two."
             )
         places[name] = f"line {line}" if split is None else f"{path} line {line}"
+        place: dict[str, Any] = {"fold": fold_name(row.get("fold")), "split": row.get("split", split)}
+        if text_column is not None:
+            clips.append(Clip(name, source, (), text=row[text_column], **place))
+            continue
         labels = tuple(dict.fromkeys(label.strip() for label in row["label"].split(";") if label.strip()))
         if not labels:
             raise DataError(f"{path} line {line}: column 'label' names no label, it is {row['label']!r}.")
-        clips.append(Clip(name, source, labels, fold_name(row.get("fold")), row.get("split", split)))
+        clips.append(Clip(name, source, labels, **place))
     if not clips:
         raise DataError(f"{path}: lists no clips.")
     return clips

@@ -1,4 +1,4 @@
-"""A labeled sound, and a table of them: names, files and labels, no audio."""
+"""A labeled or transcribed sound, and a table of them: names, files, labels and texts, no audio."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Clip:
         start: where the clip starts in the file, in seconds.
         stop: where it ends, in seconds; None for the end of the file.
         unknown: labels that the clip may or may not have, in data sets that are only partly labeled.
+        text: what is said in it, in data sets for speech recognition.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Clip:
     start: float = 0.0
     stop: Optional[float] = None
     unknown: tuple[str, ...] = ()
+    text: Optional[str] = None
 
 
 @dataclass
@@ -58,6 +60,11 @@ class ClipTable:
     clips: list[Clip]
     origin: str
     multi_label: bool = False
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the clips are transcribed, instead of labeled."""
+        return any(clip.text is not None for clip in self.clips)
 
 
 def fold_name(value: object) -> Optional[str]:

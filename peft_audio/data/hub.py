@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,7 +13,11 @@ from .clips import SPLIT_WORDS, Clip, ClipTable, DataError, fold_name, quoted
 
 
 def read_hub_dataset(
-    name: str, config_name: Optional[str] = None, audio_column: str = "audio", label_column: str = "label"
+    name: str,
+    config_name: Optional[str] = None,
+    audio_column: str = "audio",
+    label_column: str = "label",
+    text_column: Optional[str] = None,
 ) -> ClipTable:
     """List the clips of a data set on the Hub.
 
@@ -21,10 +26,13 @@ def read_hub_dataset(
         config_name: the configuration of the data set.
         audio_column: the column with the audio.
         label_column: the column with the labels: class indices, texts, or lists of either.
+        text_column: the column with what is said, instead of labels.
 
     Raises:
-        DataError: a column is missing, or a clip has no label.
+        DataError: a column is missing, or a clip has no label or nothing is said in it.
     """
+    if text_column is not None:
+        return _read_transcribed(name, config_name, audio_column, text_column)
     clips: list[Clip] = []
     multi_label = False
     for split, rows in datasets.load_dataset(name, config_name).items():
@@ -40,6 +48,21 @@ def read_hub_dataset(
             texts = tuple(to_text(label) for label in (labels if isinstance(labels, list) else [labels]))
             clips.append(_clip(f"{split}[{index}]", row[audio_column], texts, row.get("fold"), split))
     return ClipTable(clips, name, multi_label)
+
+
+def _read_transcribed(name: str, config_name: Optional[str], audio_column: str, text_column: str) -> ClipTable:
+    clips: list[Clip] = []
+    for split, rows in datasets.load_dataset(name, config_name).items():
+        check_columns(name, rows.column_names, audio_column=audio_column, text_column=text_column)
+        for index, row in enumerate(rows.cast_column(audio_column, datasets.Audio(decode=False))):
+            text = row[text_column]
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(
+                    f"{name}: row {index} of split {split!r} has no text in column {text_column!r}, it is {text!r}."
+                )
+            clip = _clip(f"{split}[{index}]", row[audio_column], (), row.get("fold"), split)
+            clips.append(replace(clip, text=text.strip()))
+    return ClipTable(clips, name)
 
 
 def _clip(place: str, audio: dict[str, Any], labels: tuple[str, ...], fold: object, split: str) -> Clip:

@@ -52,7 +52,7 @@ class Splits:
         return Splits(**kept).checked("the usable clips")
 
     def checked(self, origin: str) -> Splits:
-        """Return these splits if a classifier can be trained and tested on them.
+        """Return these splits if a classifier, or a recognizer on transcribed clips, can be trained and tested on them.
 
         Args:
             origin: what the error message calls the data.
@@ -65,6 +65,8 @@ class Splits:
                 raise DataError(
                     f"{origin}: there are no {name} clips ({len(self.train)} to train on, {len(self.test)} to test)."
                 )
+        if all(clip.text is not None for clip in self.clips):
+            return self
         for name in ("test", "validation"):
             unseen = {label for clip in getattr(self, name) for label in clip.labels} - set(self.labels)
             if unseen:
@@ -106,6 +108,7 @@ def choose_splits(table: ClipTable, fold: Optional[str] = None, test_fraction: f
     if not 0 < test_fraction < 1:
         raise DataError(f"test_fraction must lie between 0 and 1, got {test_fraction}.")
     draw = _draw_multi_label if table.multi_label else _draw_stratified
+    draw = _draw_transcribed if table.has_texts else draw
     return draw(table, test_fraction, seed).checked(table.origin)
 
 
@@ -150,6 +153,13 @@ def _draw_stratified(table: ClipTable, test_fraction: float, seed: int) -> Split
     classes = len(set(labels))
     size = min(max(round(test_fraction * len(labels)), classes), len(labels) - classes)
     return Splits(*train_test_split(table.clips, test_size=size, random_state=seed, stratify=labels))
+
+
+def _draw_transcribed(table: ClipTable, test_fraction: float, seed: int) -> Splits:
+    if len(table.clips) < 2:
+        raise DataError(f"{table.origin}: a single clip cannot both train and test. Add clips.")
+    size = min(max(round(test_fraction * len(table.clips)), 1), len(table.clips) - 1)
+    return Splits(*train_test_split(table.clips, test_size=size, random_state=seed))
 
 
 def _draw_multi_label(table: ClipTable, test_fraction: float, seed: int) -> Splits:

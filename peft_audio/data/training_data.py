@@ -71,32 +71,52 @@ def prepare_clips(
     """
     splits = choose_splits(table, fold, test_fraction, seed)
     limits = {"min_seconds": min_seconds, "max_seconds": max_seconds}
-    features, skipped = _features(splits.clips, feature_extractor, limits, cache_dir, skip_bad_files)
+    features, skipped = compute_features(splits.clips, feature_extractor, limits, cache_dir, skip_bad_files)
     splits = splits.without(skipped)
 
     def dataset(clips: list[Clip]) -> FeatureDataset:
         return FeatureDataset(clips, features, splits.labels, table.multi_label)
 
-    train, test, description = dataset(splits.train), dataset(splits.test), _describe(splits, fold)
+    train, test, description = dataset(splits.train), dataset(splits.test), describe_splits(splits, fold)
     evaluation = dataset(splits.validation) if splits.validation else test
     return TrainingData(train, evaluation, test, splits.labels, table.multi_label, description, len(skipped))
 
 
-def _features(
+def compute_features(
     clips: list[Clip],
     feature_extractor: Any,
     limits: dict[str, Any],
     cache_dir: Union[str, Path, None],
     skip_bad_files: bool,
 ) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, str]]:
-    """Return the features by clip name, and the reasons by name of the files left out."""
+    """Compute the features of clips.
+
+    Args:
+        clips: the clips.
+        feature_extractor: of the model.
+        limits: min_seconds and max_seconds, see `prepare_clips`, and there for the other arguments.
+        cache_dir: where to keep them.
+        skip_bad_files: whether to leave out what cannot be used.
+
+    Returns:
+        The features by clip name, and the reasons by name of the files left out.
+
+    Raises:
+        BadAudioError: some files cannot be used, and none may be skipped.
+    """
     if cache_dir is None:
         return extract_features(clips, feature_extractor, **limits, skip_bad_files=skip_bad_files)
     features = FeatureCache(cache_dir, feature_extractor, **limits).compute(clips, skip_bad_files)
     return features, features.skipped
 
 
-def _describe(splits: Splits, fold: Optional[str]) -> str:
+def describe_splits(splits: Splits, fold: Optional[str]) -> str:
+    """Return how clips were split, and how many train and test.
+
+    Args:
+        splits: the clips.
+        fold: that tests; None if none was given.
+    """
     if fold is not None:
         how = f"fold {fold} tests, all others train"
     else:

@@ -1,24 +1,35 @@
-"""A Trainer for audio classifiers, what it checks, and what it reports.
+"""Trainers for audio classifiers and for recognizers, the methods of the training scripts, what they check and report.
 
 `import peft_audio` does not import it, because the Trainer of transformers takes long to import.
 """
 
 from ..losses import classification_loss
 from .argument_checks import check_metric, check_model_folder, check_writable, checkpoint_to_resume
-from .arguments import AudioTrainingArguments
+from .arguments import AudioTrainingArguments, SpeechTrainingArguments
 from .audio_trainer import AudioTrainer
 from .checks import GradientCheck, ProgressCheck, problem_at_the_end
+from .command_line import UsageError
 from .frozen_states import cache_training_data
 from .linear_probe import has_frozen_base
+from .method_arguments import MethodArguments
+from .method_table import METHODS, Method, apply_method, make_config
 from .metrics import multi_label_metrics, single_label_metrics
 from .reports import logits_of, parameter_counts, plot_curves, saved_bytes
+from .speech_trainer import SpeechTrainer
 
 
 __all__ = [
+    "METHODS",
     "AudioTrainer",
     "AudioTrainingArguments",
     "GradientCheck",
+    "Method",
+    "MethodArguments",
     "ProgressCheck",
+    "SpeechTrainer",
+    "SpeechTrainingArguments",
+    "UsageError",
+    "apply_method",
     "cache_training_data",
     "check_metric",
     "check_model_folder",
@@ -27,6 +38,7 @@ __all__ = [
     "classification_loss",
     "has_frozen_base",
     "logits_of",
+    "make_config",
     "multi_label_metrics",
     "parameter_counts",
     "plot_curves",

@@ -1,4 +1,4 @@
-"""The Trainer's arguments, with defaults for adapting an audio classifier to a small data set."""
+"""The Trainer's arguments, with defaults for adapting an audio model to a small data set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..utils.ranges import check_ranges
 from .argument_checks import RANGES
@@ -17,12 +17,11 @@ def _argument(default: Any, help_text: str) -> Any:
 
 
 @dataclass
-class AudioTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with other defaults, and what `AudioTrainer` takes besides.
+class SmallDataArguments(TrainingArguments):
+    """`TrainingArguments` with other defaults, and the head's learning rate.
 
     Args:
         head_learning_rate (`float`, *optional*): of the model's head; None for `learning_rate`.
-        compare_with_probe (`bool`): whether a training script also tests a linear probe on the frozen model's features.
 
     Raises:
         ValueError: a number is out of its range, or arguments do not fit together.
@@ -46,10 +45,32 @@ class AudioTrainingArguments(TrainingArguments):
         default_factory=lambda: ["labels"], metadata={"help": "The columns with the labels."}
     )
     remove_unused_columns: bool = _argument(False, "Leave out columns that are no arguments of the model.")
-    compare_with_probe: bool = _argument(True, "Also test a linear probe on the frozen model's features.")
     # Else the Trainer shows the mean of the losses that are numbers, and what went wrong stays unknown.
     logging_nan_inf_filter: bool = _argument(False, "Leave losses that are no numbers out of the logged ones.")
 
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
         super().__post_init__()
+
+
+@dataclass
+class AudioTrainingArguments(SmallDataArguments):
+    """`TrainingArguments` with other defaults, and what `AudioTrainer` takes besides.
+
+    Args:
+        compare_with_probe (`bool`): whether a training script also tests a linear probe on the frozen model's features.
+
+    Raises:
+        ValueError: a number is out of its range, or arguments do not fit together.
+    """
+
+    compare_with_probe: bool = _argument(True, "Also test a linear probe on the frozen model's features.")
+
+
+@dataclass
+class SpeechTrainingArguments(SmallDataArguments, Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments` with the defaults of `AudioTrainingArguments`, for `SpeechTrainer`.
+
+    Raises:
+        ValueError: a number is out of its range, or arguments do not fit together.
+    """

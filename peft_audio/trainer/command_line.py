@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
+from ..data import BadAudioError, DataError
 from ..utils.ranges import Range
 from .argument_checks import check_metric, check_model_folder, check_writable, checkpoint_to_resume
 
@@ -22,6 +24,15 @@ RANGES: Mapping[str, Range] = {
     "test_fraction": Range(0, 1, above=True, below=True),
     "shuffle_buffer": Range(0, 1_000_000, whole=True),
 }
+
+
+class UsageError(ValueError):
+    """Arguments that do not fit together; the message says which, and the way out."""
+
+
+def silence_peft() -> None:
+    """Hide what PEFT warns of for every model, though audio models have no vocabulary that it could look for."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated|Could not find a config file in")
 
 
 def parse_dataclasses(types: Sequence[type], arguments: Optional[list[str]] = None) -> tuple[Any, ...]:
@@ -54,7 +65,7 @@ def check_before_data(args: Any, others: Mapping[str, Any], metrics: Iterable[st
 
     Args:
         args: the Trainer's arguments.
-        others: further arguments by name: model_name_or_path, cache_dir (or None), and those of `RANGES`.
+        others: further arguments by name: model_name_or_path, cache_dir (or None), and any of `RANGES`.
         metrics: what may choose the best checkpoint.
 
     Raises:
@@ -62,7 +73,8 @@ def check_before_data(args: Any, others: Mapping[str, Any], metrics: Iterable[st
         FileNotFoundError: there is no checkpoint to go on from.
     """
     for name, wanted in RANGES.items():
-        wanted.check(name, others[name])
+        if name in others:
+            wanted.check(name, others[name])
     check_model_folder("model_name_or_path", others["model_name_or_path"])
     check_writable("output_dir", args.output_dir)
     if others["cache_dir"] is not None:
@@ -70,3 +82,21 @@ def check_before_data(args: Any, others: Mapping[str, Any], metrics: Iterable[st
     check_metric(args, metrics)
     get_reporting_integration_callbacks(args.report_to)  # which refuses names that it does not know
     checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error of another library says, in one line."""
+    return " ".join(str(error).split())
+
+
+def run_script(main: Callable[[], Mapping[str, Any]]) -> NoReturn:
+    """Run a training script, and end the process: with an error in one line, and a status other than 0, if it failed.
+
+    Args:
+        main: returns the results of the training, with `problem`: what is wrong with them, or None.
+    """
+    try:
+        problem = main()["problem"]
+    except (BadAudioError, DataError, OSError, UsageError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(problem and f"error: {problem} What was trained so far is saved.")

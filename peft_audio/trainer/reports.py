@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
+import huggingface_hub
 import numpy as np
 from peft import PeftModel
 from torch import nn
+
+from ..checkpoints.model_card import Score, write_card
 
 
 def logits_of(predictions: Any) -> np.ndarray:
@@ -55,6 +59,33 @@ def describe_training(results: dict[str, Any], data: str, summary: str) -> str:
 The results are of {results["eval_samples"]} test clips, +- their bootstrap standard error.
 
 ![Loss and metrics by epoch](curves.png)"""
+
+
+def write_reports(
+    trainer: Any,
+    results: Mapping[str, Any],
+    *,
+    training: str,
+    scores: Mapping[str, Score],
+    metadata: Optional[Mapping[str, Any]] = None,
+) -> None:
+    """Write the model card and all_results.json into the Trainer's output folder, and push it to the Hub if asked to.
+
+    Args:
+        trainer: whose model is saved there, with what makes its inputs.
+        results: all that all_results.json is to hold.
+        training: see `write_card`, and there for `results` and `metadata`.
+        scores: the results for the card.
+        metadata: of the card.
+    """
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    location = (args.push_to_hub and trainer.hub_model_id) or args.output_dir
+    write_card(folder, model=trainer.model, location=location, training=training, results=scores, metadata=metadata)
+    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if args.push_to_hub:  # as it is: Trainer.push_to_hub would replace the card by its own
+        content = {"folder_path": args.output_dir, "ignore_patterns": ["checkpoint-*", "_*"]}
+        content["commit_message"] = "Training finished"
+        huggingface_hub.upload_folder(repo_id=trainer.hub_model_id, token=args.hub_token, **content)
 
 
 def plot_curves(

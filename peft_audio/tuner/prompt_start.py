@@ -13,6 +13,7 @@ from torch import nn
 from ..backbones.spec import EncoderSpec, LayerModules
 from ..backbones.table import locate, resolve
 from ..modules import EmbeddingPrompt
+from ..upstream.auto_classes import auto_class_of
 from ..upstream.peft_modules import only_adapter
 from ..upstream.torch_tensors import is_sharded
 from ..utils.undisturbed import undisturbed
@@ -37,7 +38,8 @@ def initialize_prompts(
 
     Args:
         model: with an adapter that has prompts.
-        inputs: one batch of the model's inputs, on its device; labels among them are left out.
+        inputs: one batch of the model's inputs, on its device. Labels among them are left out, but for a decoder: it reads
+            them, or without any the token that it starts with.
         adapter_name: the adapter; None for the active ones.
         seed: of the draw of tokens.
 
@@ -57,8 +59,20 @@ def initialize_prompts(
             f"initialize_prompts takes a model with an adapter that has prompts, not sharded, got {type(base).__name__} and "
             f"adapter_name={adapter_name!r}. Call it after get_peft_model, and before the model is sharded."
         )
-    _start(base, layers, {name: value for name, value in inputs.items() if "label" not in name}, seed)
+    _start(base, layers, _inputs_alone(base, inputs), seed)
     return model
+
+
+def _inputs_alone(base: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch without its labels, but for a decoder, which reads them, or the token that it starts with."""
+    kept = {name: value for name, value in inputs.items() if "label" not in name}
+    if auto_class_of(type(base).__name__) != "AutoModelForSpeechSeq2Seq":
+        return kept
+    if "labels" in inputs or any(name.startswith("decoder_input") for name in kept):
+        return dict(inputs)
+    clips = next(iter(kept.values()))
+    start = clips.new_full((len(clips), 1), base.config.decoder_start_token_id, dtype=torch.long)
+    return {**kept, "decoder_input_ids": start}
 
 
 @torch.no_grad()

@@ -28,6 +28,11 @@ def auto_class_of(class_name: Any) -> Optional[str]:
     return next((auto for auto, table in _TABLES.items() if class_name in _names(table)), None)
 
 
+def auto_classes_of_type(model_type: str) -> list[str]:
+    """Return the names of the auto classes that have a class for a model type, such as "wav2vec2"."""
+    return [auto for auto, table in _TABLES.items() if model_type in table]
+
+
 def _names(table: Mapping[str, Any]) -> Iterator[str]:
     for entry in table.values():
         yield from (entry if isinstance(entry, (tuple, list)) else (entry,))

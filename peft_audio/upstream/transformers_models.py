@@ -1,7 +1,8 @@
 """Attributes and methods of transformers' models that are not documented.
 
 Relied upon: `_is_hf_initialized`, which `from_pretrained` puts on the parameters that it loads; `_init_weights`, which
-every `PreTrainedModel` has; `_get_feature_vector_attention_mask` of the types with a convolutional feature encoder;
+every `PreTrainedModel` has; `_get_feature_vector_attention_mask` and
+`_get_feat_extract_output_lengths` of the types with a convolutional feature encoder;
 `_attn_implementation` of a configuration; `gradient_checkpointing` of a layer, which before transformers 5.23 acts in a
 `__call__` of the layer's own; `_freeze_parameters` of feature encoders; of WavLM's attention, `compute_bias` and
 `rel_attn_embed`; of Whisper's module, `sinusoids`; and `create_bidirectional_mask`, by which encoders make attention's
@@ -10,6 +11,7 @@ masks.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Optional
 
 import torch
@@ -68,6 +70,22 @@ def frame_mask(model: Any, num_frames: int, attention_mask: torch.Tensor) -> tor
         `(batch, num_frames)`
     """
     return model._get_feature_vector_attention_mask(num_frames, attention_mask)
+
+
+def frame_count(model: Any, length: int) -> float:
+    """Return how many frames a model's encoder makes of an input; infinity where the model cannot tell.
+
+    Args:
+        model: a model with a convolutional feature encoder, or another one.
+        length: of one clip's input, in samples or frames.
+    """
+    output_lengths = getattr(model, "_get_feat_extract_output_lengths", None)
+    return math.inf if output_lengths is None else int(output_lengths(torch.tensor(length)))
+
+
+def has_frame_mask(model: Any) -> bool:
+    """Whether a model can tell which frames of its feature encoder are padding, see `frame_mask`."""
+    return hasattr(model, "_get_feature_vector_attention_mask")
 
 
 def attention_implementation(config: Any) -> Optional[str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from transformers import AudioClassificationPipeline, PreTrainedModel
+from transformers import AudioClassificationPipeline, AutomaticSpeechRecognitionPipeline, PreTrainedModel
 
 
 ORIGINAL = "_before_peft_audio"  # attribute of a wrapper: the method that it was put around
@@ -63,6 +63,7 @@ DISABLE_ADAPTERS = UpstreamMethod(PreTrainedModel, "disable_adapters", ())
 ENABLE_ADAPTERS = UpstreamMethod(PreTrainedModel, "enable_adapters", ())
 INJECT_ADAPTER = UpstreamMethod(BaseTuner, "inject_adapter", ("model", "adapter_name"))
 AUDIO_PIPELINE = UpstreamMethod(AudioClassificationPipeline, "__init__", ())
+SPEECH_PIPELINE = UpstreamMethod(AutomaticSpeechRecognitionPipeline, "__init__", ())
 WRAPPED_METHODS = (
     SAVE_ADAPTER,
     SAVE_MODEL,
@@ -75,6 +76,7 @@ WRAPPED_METHODS = (
     ENABLE_ADAPTERS,
     INJECT_ADAPTER,
     AUDIO_PIPELINE,
+    SPEECH_PIPELINE,
 )
 
 

@@ -13,18 +13,7 @@ from peft import PeftModel
 from runs import arguments, run_card
 from sounds import LABELS, save_ast, save_wav2vec2, write_tones
 from tiny import make_ast, make_inputs, make_wav2vec2, trainable
-from train_classification import (
-    FIELD_NAMES,
-    METHODS,
-    MethodArguments,
-    UsageError,
-    apply_method,
-    main,
-    make_config,
-    multi_label_metrics,
-    parse_arguments,
-    single_label_metrics,
-)
+from train_classification import main, parse_arguments
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, Trainer
 
 from peft_audio import (
@@ -35,7 +24,18 @@ from peft_audio import (
 )
 from peft_audio.data import BadAudioError, DataError
 from peft_audio.losses import classification_loss
-from peft_audio.trainer import GradientCheck, plot_curves
+from peft_audio.trainer import (
+    METHODS,
+    GradientCheck,
+    MethodArguments,
+    UsageError,
+    apply_method,
+    make_config,
+    multi_label_metrics,
+    plot_curves,
+    single_label_metrics,
+)
+from peft_audio.trainer.method_table import FIELD_NAMES
 
 
 BACKBONES = {"ast": make_ast, "wav2vec2": make_wav2vec2}
@@ -97,6 +97,7 @@ def test_each_option_reaches_the_configuration(method):
         "learn_scaling": True,
         "use_bias": True,
         "spatial_adapter": True,
+        "stack": "encoder",
         "lora_r": 2,
         "lora_alpha": 3,
         "lora_dropout": 0.4,

@@ -9,7 +9,9 @@ from runs import arguments, run_card
 from safetensors.torch import load_file
 from sounds import LABELS, save_model, write_tones
 from tiny import make, make_inputs, trainable
-from train_classification import METHODS, apply_method, silence_peft
+
+from peft_audio.trainer import METHODS, apply_method
+from peft_audio.trainer.command_line import silence_peft
 
 
 BACKBONES = ("ast", "wav2vec2")

@@ -18,9 +18,9 @@ from esc10 import (
 from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, TITLES, expand, method_of, row_of, title_of
 from esc10_table import table_rows
 from sounds import save_ast, write_tones
-from train_classification import METHODS
 
 from peft_audio.data import DataError
+from peft_audio.trainer import METHODS
 
 
 @pytest.fixture(scope="module")

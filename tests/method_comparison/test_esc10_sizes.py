@@ -6,10 +6,9 @@ import esc10
 import pytest
 from esc10_rows import OPTIONS, ROWS, SIZES, method_of, size_name
 from tiny import trainable
-from train_classification import apply_method
 
 from peft_audio import head_modules, load_classifier
-from peft_audio.trainer import parameter_counts
+from peft_audio.trainer import apply_method, parameter_counts
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ from real_model_rates import Trial
 from real_model_report import difference, interval, recommendations, table, with_cpu_seconds
 from real_model_rows import EPOCHS, ROWS
 from sounds import save_model, write_tones
-from train_classification import METHODS, UsageError, apply_method, make_config
 
 from peft_audio.data import read_audiofolder
-from peft_audio.trainer import parameter_counts
+from peft_audio.trainer import METHODS, UsageError, apply_method, make_config, parameter_counts
 
 
 @pytest.fixture(scope="module")

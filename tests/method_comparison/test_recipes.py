@@ -8,7 +8,8 @@ import run_recipe
 from data_sets import DATA_SETS
 from experiments.backbones import published_size
 from experiments.recipe import RecipeError, load_recipe, matching, recipe_names
-from train_classification import make_config
+
+from peft_audio.trainer import make_config
 
 
 NAMES = recipe_names()

@@ -17,6 +17,7 @@ FEATURES = {
     "PUSH_TO_HUB": "the model card of a pushed adapter no longer has its id on the Hub",
     "UPLOAD_FILES": "a pushed adapter gets transformers' model card for whole models",
     "AUDIO_PIPELINE": "pipelines of resized models make inputs of the length before",
+    "SPEECH_PIPELINE": "pipelines of resized recognizers make inputs of the length before",
     "LOAD_PEFT_ADAPTER": "weights of other settings are loaded over an adapter",
     "DISABLE_ADAPTERS": "labels of a plain model stay those of an adapter that is disabled",
     "ENABLE_ADAPTERS": "heads of a plain model stay disabled when its adapters are enabled",
