@@ -88,14 +88,10 @@ def test_a_new_vocabulary_is_read_from_beside_the_adapter(workspace, tmp_path):
     assert set(vocabulary) == {"[PAD]", "[UNK]", "|", *"".join(TEXTS.values())} - {" "}
 
 
-@pytest.mark.parametrize(
-    ("model", "method", "rate"),
-    [("whisper", "full", "3e-3"), ("wav2vec2", "full", "3e-3"), ("letters", "full", "3e-3")],
-)
-def test_a_few_clips_are_learned_by_heart(model, method, rate, workspace, tmp_path):
+def test_a_few_clips_are_learned_by_heart(workspace, tmp_path):
     write_transcribed(tmp_path / "data", different=3)
-    more = ("--num_train_epochs", "250", "--learning_rate", rate, "--head_learning_rate", rate)
-    results = run(workspace, tmp_path / "out", *more, model=model, method=method, data=tmp_path / "data")
+    more = ("--num_train_epochs", "250", "--learning_rate", "3e-3", "--head_learning_rate", "3e-3")
+    results = run(workspace, tmp_path / "out", *more, method="full", data=tmp_path / "data")
     assert results["eval_wer"] == results["eval_cer"] == 0
     assert recognized(tmp_path / "out") == [TEXTS["high"], TEXTS["low"], TEXTS["middle"]]
 
