@@ -14,7 +14,7 @@ from transformers import WhisperConfig, WhisperForAudioClassification
 
 from benchmarking.measure import Batch, Precision, flops, prediction, time_each, training_step
 from benchmarking.pipeline import pipeline
-from benchmarking.subjects import AST_128, AST_1024, IPET, LORA, SUBJECTS, WAV2VEC2_1, WAV2VEC2_3, Input
+from benchmarking.subjects import AST_128, AST_1024, IPET, LORA, SIDE, SUBJECTS, WAV2VEC2_1, WAV2VEC2_3, Input
 from benchmarking.targets import Outcome
 from peft_audio import IPETConfig, ParallelMLPAdapterConfig, cache_frozen, resize_ast, resize_whisper
 
@@ -81,19 +81,29 @@ def cached(precision: Precision, repeats: int) -> Iterator[Outcome]:
     ]
     for source, name, config, target in cases:
         model = get_peft_model(source.make_model(dropout=False), copy.deepcopy(config)).to(precision.device).train()
-        clips = [{key: value[0] for key, value in source.make_batch(1, seed).items()} for seed in range(CLIPS)]
-        with TemporaryDirectory() as folder:
-            states = cache_frozen(model, clips, Path(folder), batch_size=1)
-            seconds = time_each(
-                {
-                    "input": epoch_of(model, clips, precision),
-                    "cache": epoch_of(model, states, precision),
-                },
-                repeats,
-                precision,
-            )
-        ratio = seconds["input"] / seconds["cache"]
-        yield Outcome(f"{source.name}: {name}, epoch from the input / from the cache", ratio, target, at_least=True)
+        name = f"{name}, epoch from the input / from the cache"
+        yield from_cache(source, name, model, model, target, precision, repeats)
+    lora, side = (SUBJECTS[name](AST_1024.make_model()).to(precision.device).train() for name in (LORA, SIDE))
+    name = "epoch of LoRA / of the side network from the cache"
+    yield from_cache(AST_1024, name, lora, side, 25, precision, repeats)
+
+
+def from_cache(
+    source: Input,
+    name: str,
+    baseline: nn.Module,
+    model: nn.Module,
+    target: float,
+    precision: Precision,
+    repeats: int,
+) -> Outcome:
+    """How many epochs of `model` from the cache take the time of one of `baseline` from the input."""
+    clips = [{key: value[0] for key, value in source.make_batch(1, seed).items()} for seed in range(CLIPS)]
+    with TemporaryDirectory() as folder:
+        states = cache_frozen(model, clips, Path(folder), batch_size=1)
+        epochs = {"input": epoch_of(baseline, clips, precision), "cache": epoch_of(model, states, precision)}
+        seconds = time_each(epochs, repeats, precision)
+    return Outcome(f"{source.name}: {name}", seconds["input"] / seconds["cache"], target, at_least=True)
 
 
 def epoch_of(model: nn.Module, clips, precision: Precision) -> Callable[[], None]:

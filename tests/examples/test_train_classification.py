@@ -102,6 +102,7 @@ def test_each_option_reaches_the_configuration(method):
         "lora_alpha": 3,
         "lora_dropout": 0.4,
     }
+    values |= {"block": "conv", "gate": "vector", "every_nth_layer": 2}
     in_force = values | {"attention_kernel": (3, 5), "sites": ("mlp", "attention")}
     options = {name: value for name, value in values.items() if name in METHODS[method].options}
     config = getattr(apply_method(make_ast(), method, **options), "peft_config", {}).get("default")
