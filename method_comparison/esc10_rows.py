@@ -4,12 +4,15 @@ A row is named after its method, `method`, or `method:variant` where a method ha
 another size: it takes the learning rates that were chosen for the row, fold by fold.
 """
 
+# The adapter as in IPET's paper.
+PAPER = {"adapter_input": "residual", "adapter_activation": "relu", "scaling": 0.1, "adapter_dropout": 0.1}
+
 # IPET's two parts alone have the sizes they have in it; the rank gives LoRA about as many parameters as IPET.
 ROWS = {
     "linear_probe": {},
     "embedding_prompt": {"num_virtual_tokens": 4},
-    "parallel_mlp": {"bottleneck_dim": 16},
-    "ipet": {"num_virtual_tokens": 4, "bottleneck_dim": 16},
+    "parallel_mlp": {"bottleneck_dim": 16, **PAPER},
+    "ipet": {"num_virtual_tokens": 4, "bottleneck_dim": 16, **PAPER},
     "lora": {"lora_r": 9, "lora_alpha": 18},
     "full": {},
     # AAT's own sizes: a quarter of the hidden size, 12 prompts.
@@ -48,8 +51,8 @@ LEARNING_RATES = {row: [3e-3, 1e-2, 3e-2] for row in ROWS} | {"full": [3e-4, 1e-
 # From 0.1 to 10 % of the bundled backbone's parameters, with the sizes in ROWS in between.
 SIZES = {
     "embedding_prompt": [{"num_virtual_tokens": k} for k in (2, 16, 64, 160)],
-    "parallel_mlp": [{"bottleneck_dim": h} for h in (1, 4, 40, 80)],
-    "ipet": [{"num_virtual_tokens": k, "bottleneck_dim": h} for k, h in ((1, 1), (2, 4), (8, 32), (16, 72))],
+    "parallel_mlp": [{"bottleneck_dim": h, **PAPER} for h in (1, 4, 40, 80)],
+    "ipet": [{"num_virtual_tokens": k, "bottleneck_dim": h, **PAPER} for k, h in ((1, 1), (2, 4), (8, 32), (16, 72))],
     "lora": [{"lora_r": r, "lora_alpha": 2 * r} for r in (1, 3, 20, 40)],
     "aat_m": [{"bottleneck_dim": h} for h in (1, 4, 12, 80)],
     "aat_ms": [{"bottleneck_dim": h} for h in (1, 4, 12, 40)],

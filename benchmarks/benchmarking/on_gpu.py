@@ -89,6 +89,7 @@ def measure(source: Input, names: list[str], batch_size: int, precision: Precisi
 def alone(model: nn.Module, source: Input, batch_size: int, precision: Precision) -> dict:
     """What a method takes that does not depend on the others: parameters, operations, and on a GPU memory."""
     on_gpu = precision.device.type == "cuda"
+    gc.collect()  # models of an earlier input
     before = allocated_bytes() if on_gpu else 0
     model.to(precision.device)
     figures = {"trainable_parameters": trainable_parameters(model), "peak_bytes": {}}

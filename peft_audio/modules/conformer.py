@@ -77,9 +77,27 @@ class TokenBatchNorm(nn.BatchNorm1d):
         """Normalize `(batch, tokens, channels)`; `mask`, `(batch, tokens)`, is False for padding, which becomes zero."""
         if mask is None or not self.training:
             return self._normalize(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        if torch.compiler.is_compiling():
+            return self._normalize_masked(tokens, mask)
         outputs = torch.zeros_like(tokens)
         outputs[mask] = self._normalize(tokens[mask]).to(tokens.dtype)
         return outputs
+
+    def _normalize_masked(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Do the same in tensors whose shapes depend on no values, which compiled graphs need."""
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        is_real = mask.unsqueeze(-1).float()
+        count, values = is_real.sum(), tokens.float()
+        mean = (values * is_real).sum((0, 1)) / count
+        variance = ((values - mean).square() * is_real).sum((0, 1)) / count
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        normalized = (values - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+        return (normalized * is_real).to(tokens.dtype)
 
     def _normalize(self, tokens: torch.Tensor) -> torch.Tensor:
         # What `nn.BatchNorm1d` has unless it is told to keep no running statistics.

@@ -74,7 +74,8 @@ def _vpt_start(model: nn.Module) -> dict[str, Any]:
     return {"prompt_init": "vpt" if hasattr(model.config, "patch_size") else "xavier_uniform"}
 
 
-IPET = {"adapter_input": "residual", "activation": "relu", "scaling": 0.1, "dropout": 0.1}
+# Not as in IPET's paper (residual, relu, 0.1 and 0.1), which ends below a linear probe: docs/real_model/README.md.
+IPET = {"adapter_input": "normalized", "activation": "gelu", "scaling": 1.0, "dropout": 0.0}
 AAT_M = {"adapter_input": "normalized", "activation": "gelu", "scaling": 1.0, "dropout": 0.0, "reduction_factor": 4}
 AAT_MS = AAT_M | {"spatial_adapter": True}
 BITFIT = {"target_modules": NO_TARGET_MODULES, "bias": "all"}  # needs no projections to train all biases
@@ -109,7 +110,7 @@ METHODS = {
     "joint": Method("AAT's two adapters and prompts", IPETConfig, AAT_MS | {"num_virtual_tokens": 12},
         _options(IPETConfig), model_fields=_vpt_start),
     "side_network": Method("a narrow network beside the encoder", SideNetworkConfig, {}, _options(SideNetworkConfig)),
-    "ipet": Method("prompts in every layer and an adapter beside the feed-forward blocks", IPETConfig, {},
+    "ipet": Method("prompts in every layer and an adapter beside the feed-forward blocks", IPETConfig, IPET,
         _options(IPETConfig)),
 }
 # fmt: on

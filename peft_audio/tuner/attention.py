@@ -130,7 +130,7 @@ def _is_causal(module: Any, query: torch.Tensor) -> bool:
 
     Flash attention counts from the last key, which is right.
     """
-    can_count = "flash" in attention_implementation(module.config)
+    can_count = "flash" in str(attention_implementation(module.config))
     return bool(getattr(module, "is_causal", False)) and query.shape[2] > 1 and not can_count
 
 
