@@ -313,7 +313,8 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
     ) -> dict[str, torch.Tensor]:
         # The one place that every way of saving passes: labels may have been named since the adapter was made.
         # Not by its class: FSDP's wrapper around a PeftModel passes on what is asked of it.
-        base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        own_way: Any = getattr(model, "get_base_model", None)
+        base_model = model if own_way is None else own_way()
         remember_settings(config, base_model, resolve(base_model).spec)
         names = tensors_of_layers(model, list(state_dict))
         check_saved(names, state_dict, tensors_of_layers(model, list(model.state_dict()), adapter_name))
