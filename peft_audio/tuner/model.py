@@ -37,7 +37,7 @@ from .saved_modules import modules_to_save
 from .stacks import adapted_stacks, check_parts, names_of_layers, stack_of
 from .trained_modules import install_trained_modules, train_in_float32, train_marked
 from .training_setup import install_training_setup, remove_training_setup
-from .tuner_layer import MERGE_REFUSED, HookedTunerLayer, base_layer_of, keep_frozen_statistics
+from .tuner_layer import HookedTunerLayer, base_layer_of, keep_frozen_statistics
 
 
 ConfigT = TypeVar("ConfigT", bound=EncoderAdapterConfig)
@@ -283,7 +283,11 @@ class EncoderTuner(BaseTuner, Generic[ConfigT]):
     # ---- taking adapters off -------------------------------------------------------------------------------------
 
     def _check_merge_allowed(self) -> None:
-        raise ValueError(MERGE_REFUSED)
+        # Layers have no `merge` of their own: whoever asks PEFT what they can do is told that they have none.
+        raise ValueError(
+            "These adapters cannot be merged into the base model: prompts and non-linear blocks are not a change of its "
+            "weights. Use the model as it is, or `unload()` to get the base model back."
+        )
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: see the message. LoRA has this method."""

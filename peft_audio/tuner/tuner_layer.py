@@ -14,8 +14,8 @@ from typing_extensions import Self
 from ..checkpoints.adapter_labels import AdapterLabels
 from ..modules import AdapterModule
 from ..upstream.torch_modules import is_batch_norm
-from ..utils.forward_pass import ForwardPass
-from .samples import join, take
+from ..utils.forward_pass import ForwardPass, PassState
+from .samples import join, samples_by_adapter, take
 
 
 class HookedTunerLayer(nn.Module, BaseTunerLayer):
@@ -146,16 +146,13 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
                 return parameter.device, parameter.dtype
         return None, None
 
-    def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
-        """Refused: see the message."""
-        raise ValueError(MERGE_REFUSED)
-
     def unmerge(self) -> None:
         """Nothing to do: adapters of this kind are never merged."""
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Return False: prompts and non-linear blocks are no change of weights."""
-        return False
+    def _mixed_batch_forward(self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Any:
+        """Run this layer alone, each sample with the adapter of that name, as the layers of PEFT's own types do."""
+        state = PassState(self.forward_pass.current, samples_by_adapter(adapter_names))
+        return self.forward_pass.run(state, self, x, *args, **kwargs)
 
 
 def _for_each(result: Any, num_samples: int) -> Any:
@@ -178,12 +175,6 @@ def keep_frozen_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if is_batch_norm(module) and module.training and not any(p.requires_grad for p in module.parameters()):
             module.eval()
-
-
-MERGE_REFUSED = (
-    "These adapters cannot be merged into the base model: prompts and non-linear blocks are not a change of its "
-    "weights. Use the model as it is, or `unload()` to get the base model back."
-)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

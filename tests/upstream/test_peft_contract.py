@@ -170,8 +170,6 @@ OVERRIDES = {
 LAYER_OVERRIDES = {
     "set_adapter": "the labels of the active adapter",
     "_get_base_layer_device_and_dtype": "the device and dtype of adapters",
-    "merge": "the refusal to merge",
-    "supports_lora_conversion": "the refusal to convert to LoRA",
 }
 CASES = [(BaseTuner, EncoderTuner, *case) for case in OVERRIDES.items()]
 CASES += [(BaseTunerLayer, HookedTunerLayer, *case) for case in LAYER_OVERRIDES.items()]
