@@ -33,6 +33,7 @@ from peft_audio import head_modules, load_classifier, resize_ast, use_mean_token
 from peft_audio.data import MEL_HOP_SECONDS, MEL_WINDOW_SECONDS, Clip, DataError, FeatureCache
 from peft_audio.metrics import detection_error_tradeoff, equal_error_rate, min_dcf
 from peft_audio.trainer import AudioTrainer
+from peft_audio.utils.ranges import Range
 
 
 RESULT, WEIGHTS, SCORES, PICTURE = "result.json", "adapter_model.safetensors", "scores.csv", "verification.png"
@@ -368,7 +369,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model_name_or_path", help="the run's pretrained model, if it lies elsewhere now")
     parser.add_argument("--bf16", action="store_true", help="mixed precision, as in a training with --bf16")
     parser.add_argument("--use_cpu", action="store_true", help="use the CPU even if there is a GPU")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare the batches")
+    parser.add_argument("--num_workers", type=Range(0, 1024, True), default=0, help="processes that make batches")
     return parser.parse_args(arguments)
 
 

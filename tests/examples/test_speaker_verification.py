@@ -388,3 +388,9 @@ def test_the_script_measures_prints_and_draws_what_the_run_measured(spoken, scor
     assert f"EER {rate}, at the end of the run {rate}" in printed
     assert (spoken.folder / "verification.png").read_bytes()[:4] == PNG
     assert not list(spoken.folder.glob("*.partial"))
+
+
+def test_a_number_of_workers_that_there_cannot_be_is_told_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        speaker_verification.main(["run", "--data_dir", "x", "--num_workers", "-1"])
+    assert "--num_workers: must be a whole number from 0 to 1,024, got '-1'" in capsys.readouterr().err
