@@ -331,7 +331,7 @@ console.print(f"Trained: {', '.join(name for name, same in unchanged.items() if 
 # %% [markdown]
 # ## 10. Where to go next
 #
-# - Your own recordings, any backbone and fifteen methods:
+# - Your own recordings, any backbone and sixteen methods:
 #   `python examples/train_classification.py --method ipet --model_name_or_path MODEL --data_dir DIR --output_dir OUT`
 # - The experiments of the papers, with their settings: `python method_comparison/run_recipe.py --list`
 # - Five methods side by side on the bundled backbone: `python examples/demo_small.py`

@@ -1,4 +1,4 @@
-"""Fine-tunes a recognizer of speech, a Whisper or a model with a CTC head, with one of fifteen methods.
+"""Fine-tunes a recognizer of speech, a Whisper or a model with a CTC head, with one of sixteen methods.
 
     python train_asr.py --method parallel_mlp --bottleneck_dim 64 --model_name_or_path openai/whisper-tiny.en \\
         --data_dir DIR --output_dir OUT

@@ -1,4 +1,4 @@
-"""Fine-tunes an audio classifier of transformers with one of fifteen methods, on a folder of clips or a Hub data set.
+"""Fine-tunes an audio classifier of transformers with one of sixteen methods, on a folder of clips or a Hub data set.
 
     python train_classification.py --method ipet --num_virtual_tokens 4 --bottleneck_dim 32 \\
         --model_name_or_path MIT/ast-finetuned-audioset-10-10-0.4593 --data_dir DIR --fold 1 --output_dir OUT
