@@ -51,8 +51,8 @@ LEARNING_RATES = {row: [3e-3, 1e-2, 3e-2] for row in ROWS} | {"full": [3e-4, 1e-
 # From 0.1 to 10 % of the bundled backbone's parameters, with the sizes in ROWS in between.
 SIZES = {
     "embedding_prompt": [{"num_virtual_tokens": k} for k in (2, 16, 64, 160)],
-    "parallel_mlp": [{"bottleneck_dim": h, **PAPER} for h in (1, 4, 40, 80)],
-    "ipet": [{"num_virtual_tokens": k, "bottleneck_dim": h, **PAPER} for k, h in ((1, 1), (2, 4), (8, 32), (16, 72))],
+    "parallel_mlp": [{"bottleneck_dim": h} for h in (1, 4, 40, 80)],
+    "ipet": [{"num_virtual_tokens": k, "bottleneck_dim": h} for k, h in ((1, 1), (2, 4), (8, 32), (16, 72))],
     "lora": [{"lora_r": r, "lora_alpha": 2 * r} for r in (1, 3, 20, 40)],
     "aat_m": [{"bottleneck_dim": h} for h in (1, 4, 12, 80)],
     "aat_ms": [{"bottleneck_dim": h} for h in (1, 4, 12, 40)],
