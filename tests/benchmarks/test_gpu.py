@@ -25,8 +25,8 @@ def read(path):
 
 def test_every_part_runs_on_a_cpu(tmp_path):
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path), "--cpu"]
-    environment = {**os.environ, "PYTHON": sys.executable, "GPU_SECONDS": "780"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
+    environment = {**os.environ, "PYTHON": sys.executable, "GPU_SECONDS": "2400"}  # however busy the machine is
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2400)
     assert run.returncode == 0 and "exit code" not in run.stdout, run.stdout[-3000:] + run.stderr[-1000:]
     assert {path.name for path in tmp_path.iterdir()} == {
         *("packages.json", "tests.jsonl", "steps.json", "compile.json", "profile.json", "gpu.log", "gpu.md")
