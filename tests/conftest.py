@@ -9,6 +9,8 @@ import pytest
 import torch
 from refusals import edit, trained
 
+from peft_audio.tuner import attention, prompt_gradient
+
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -32,3 +34,23 @@ def places(originals, tmp_path):
     shutil.copytree(originals["ast"], tmp_path, dirs_exist_ok=True)
     edit(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
     return tmp_path
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """What the backward pass through prompts alone gave for each call: an output, or None where torch's own is taken."""
+    given = []
+
+    def attend(*args, **kwargs):
+        given.append(prompt_gradient.attend_to_frozen_tokens(*args, **kwargs))
+        return given[-1]
+
+    monkeypatch.setattr(attention, "attend_to_frozen_tokens", attend)
+    return given
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """What was seen of each kernel, nothing yet."""
+    monkeypatch.setattr(prompt_gradient, "_gives_log_sum_exp", {})
+    return prompt_gradient._gives_log_sum_exp

@@ -1,8 +1,11 @@
 """Tiny Whispers that write, in the ways that `generate` has."""
 
+import dataclasses
+
 import torch
 import transformers
-from tiny import WHISPER
+from peft import get_peft_model
+from tiny import WHISPER, make_inputs, randomize
 
 
 WAYS = {
@@ -34,3 +37,30 @@ def generated(model, inputs, way, **options):
     """Six more tokens."""
     transformers.set_seed(0)
     return model.generate(**inputs, max_new_tokens=6, **{"do_sample": False, **WAYS[way], **options})
+
+
+def with_two(base, config, std=1.0, **second):
+    """Two adapters, "a" and "b", with weights of their own; `second` are fields of b's configuration."""
+    model = get_peft_model(base, config, "a")
+    model.add_adapter("b", dataclasses.replace(config, **second))
+    for seed, name in enumerate("ab"):
+        model.set_adapter(name)
+        randomize(model, seed=seed + 2, std=std).eval()
+    return model
+
+
+def check_mixed(model, way, names):
+    """Each clip of a batch is recognized as with its own adapter alone; "__base__" is none."""
+    inputs, expected = make_inputs("whisper", batch_size=len(names)), {}
+    for name in sorted(set(names) - {"__base__"}):
+        model.set_adapter(name)
+        expected[name] = generated(model, inputs, way)
+    with model.disable_adapter():
+        expected["__base__"] = generated(model, inputs, way)
+    rows = len(expected["a"]) // len(names)
+    mixed = generated(model, inputs, way, adapter_names=names)
+    for index, name in enumerate(names):
+        part = slice(rows * index, rows * (index + 1))
+        length = expected[name].shape[1]
+        assert torch.equal(mixed[part][:, :length], expected[name][part]), (index, name)
+    assert len({tuple(expected[name].flatten().tolist()) for name in set(names)}) > 1  # else nothing was tested

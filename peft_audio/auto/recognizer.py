@@ -58,16 +58,14 @@ def load_recognizer(
     """
     kind = recognizer_kind(AutoConfig.from_pretrained(name), name)
     options: dict[str, Any] = {"dtype": torch.float32, **kwargs}
+    if kind == SEQ2SEQ and tokenizer is not None:
+        raise ValueError(
+            f"`tokenizer` is for a new CTC head; the decoder of {os.fspath(name)} keeps its vocabulary. Leave it out."
+        )
     if kind == SEQ2SEQ:
-        if tokenizer is not None:
-            raise ValueError(
-                f"`tokenizer` is for a new CTC head; the decoder of {os.fspath(name)} keeps its vocabulary."
-            )
         model = AutoModelForSpeechSeq2Seq.from_pretrained(name, **options)
-        if max_seconds is not None:
-            resize_whisper(model, max_seconds)
-        return model
-    model = _load_ctc(name, tokenizer, options)
+    else:
+        model = _load_ctc(name, tokenizer, options)
     if max_seconds is not None:
         resize_whisper(model, max_seconds)
     return model

@@ -37,7 +37,7 @@ class EncoderSpec:
         head: the modules of the head, from the model; those that a model lacks are left out. A `ModuleList` stands for
             its items.
         decoder_layers: the `ModuleList` of decoder layers, from the encoder, where adapters may be put on those as well.
-            Their modules have the same paths as an encoder layer's; `attention` is causal.
+            Their modules have the same paths as an encoder layer's; `attention` is causal. This claim is not checked.
         layer_weights: the parameter that weights the hidden states, from the model, where the type has one.
         head_settings: names of head modules (or of `frame_adapter`), each with the fields of the model's configuration
             that say how it is built; an adapter that brings the module remembers them.

@@ -260,12 +260,10 @@ def resolve(model: Any) -> Backbone:
 
 def _decoder(backbone: Backbone, names: dict[int, str]) -> Optional[Backbone]:
     """Return the places of the decoder, None for a model without one; `names` are the paths of the model's modules."""
-    spec = backbone.spec
-    paths = (spec.decoder_layers,) if isinstance(spec.decoder_layers, str) else spec.decoder_layers or ()
-    layers: Any = next((found for path in paths if (found := _get(backbone.encoder, path)) is not None), None)
+    layers: Any = _first_of(backbone.encoder, backbone.spec.decoder_layers or ())
     if layers is None:
         return None
-    first = locate(layers[0], spec, backbone.model_type)
+    first = locate(layers[0], backbone.spec, backbone.model_type)
     return replace(
         backbone,
         layer_names=tuple(names[id(layer)] for layer in layers),
@@ -296,16 +294,25 @@ def locate(layer: Any, spec: EncoderSpec, model_type: str = "") -> LayerModules:
 
 
 def _find(root: nn.Module, paths: Paths, model_type: str, place: str) -> nn.Module:
-    candidates = (paths,) if isinstance(paths, str) else paths
-    for path in candidates:
-        module = _get(root, path)
-        if module is not None:
-            return module
+    module = _first_of(root, paths)
+    if module is not None:
+        return module
+    candidates = _candidates(paths)
     raise ValueError(
         f"`{place}` of model type {model_type!r} was looked for at {', '.join(map(repr, candidates))} in "
         f"{type(root).__name__}, which has {', '.join(name for name, _ in root.named_children())}. If the layout "
         "of this model changed, register where its parts are now with peft_audio.register_backbone."
     )
+
+
+def _first_of(root: nn.Module, paths: Paths) -> Optional[nn.Module]:
+    """Return the module at the first of the paths that exists, None where none does."""
+    found = (_get(root, path) for path in _candidates(paths))
+    return next((module for module in found if module is not None), None)
+
+
+def _candidates(paths: Paths) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else paths
 
 
 def _shape(norm: nn.Module) -> torch.Size:

@@ -51,8 +51,8 @@ def cache_frozen(
         deterministic: accept dropout and SpecAugment in the frozen part. The cached states are without.
 
     Raises:
-        ValueError: the model has a decoder, no part is frozen, it is random in training mode, the samples are not all of one shape and always
-            the same, the states do not fit in, or those in the folder are not what the model computes.
+        ValueError: the model has a decoder, no part is frozen, it is random in training mode, the samples are not all of
+            one shape and always the same, the states do not fit in, or those in the folder are not what the model computes.
         OSError: the folder cannot be written to. The entries in it can still be used.
         RuntimeError: the frozen part is sharded (FSDP, ZeRO-3).
 

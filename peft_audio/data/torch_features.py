@@ -1,4 +1,4 @@
-"""The features of transformers' feature extractors, in batches, many times as fast, and on a GPU if asked."""
+"""The features of transformers' feature extractors, in batches, spectrograms several times as fast, on a GPU if asked."""
 
 from __future__ import annotations
 

@@ -37,8 +37,7 @@ def take_layers(
         ValueError: if it has none of any layer, but the configuration asks for some, layers that the model lacks, or other
             layers of the encoder than of the decoder.
     """
-    found = _layers_in(names, prefix, parts)
-    asked = _asked(config, backbone)
+    found, asked = _layers_in(names, prefix, parts, backbone), _asked(config, backbone)
     if found == asked:
         return
     if not found:
@@ -62,7 +61,7 @@ def take_layers(
     config.choose_layers(next(iter(found.values())), "both" if len(found) > 1 else next(iter(found)))
 
 
-def _layers_in(names: Iterable[str], prefix: str, parts: Iterable[str]) -> dict[str, list[int]]:
+def _layers_in(names: Iterable[str], prefix: str, parts: Iterable[str], backbone: Backbone) -> dict[str, list[int]]:
     """Return the indices of the layers of the "encoder" and of the "decoder" that the names are of."""
     # A model's own tensors are in its state dict too.
     of_parts = rf"(?:{'|'.join(parts)})\..+"
@@ -70,9 +69,11 @@ def _layers_in(names: Iterable[str], prefix: str, parts: Iterable[str]) -> dict[
     pattern = re.compile(rf"{stored}|(?P<path>.*)\.(\d+)\.{prefix}{of_parts}")
     found: dict[str, set[int]] = {}
     for match in filter(None, map(pattern.fullmatch, names)):
-        is_decoder = bool(match["stored"]) or is_in_decoder(match["path"] or "")
+        is_named_decoder = bool(match["stored"]) or is_in_decoder(match["path"] or "")
+        # The encoder of a registered type may be called a decoder.
+        stack = "decoder" if is_named_decoder and backbone.decoder is not None else "encoder"
         index = int(next(group for group in match.groups() if group is not None and group.isdigit()))
-        found.setdefault("decoder" if is_decoder else "encoder", set()).add(index)
+        found.setdefault(stack, set()).add(index)
     return {stack: sorted(indices) for stack, indices in found.items()}
 
 

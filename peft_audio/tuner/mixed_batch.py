@@ -141,8 +141,7 @@ def _decode_together(model: nn.Module, adapter_names: list[str]) -> bool:
     """Whether one pass of the decoder can serve all of these adapters."""
     has_trained_modules = any(True for _ in trained_modules(model))
     layers = (module for module in model.modules() if isinstance(module, HookedTunerLayer))
-    in_decoder = [layer for layer in layers if getattr(layer, "is_in_decoder", False)]
-    return not has_trained_modules and all(layer.can_mix(adapter_names) for layer in in_decoder)
+    return not has_trained_modules and all(layer.can_mix(adapter_names) for layer in layers if layer.is_in_decoder)
 
 
 def _check(model: nn.Module, adapter_names: list[str]) -> None:

@@ -13,7 +13,6 @@ from torch import nn
 from ..backbones.spec import EncoderSpec, LayerModules
 from ..backbones.table import locate, resolve
 from ..modules import EmbeddingPrompt
-from ..upstream.auto_classes import auto_class_of
 from ..upstream.peft_modules import only_adapter
 from ..upstream.torch_tensors import is_sharded
 from ..utils.undisturbed import undisturbed
@@ -66,7 +65,7 @@ def initialize_prompts(
 def _inputs_alone(base: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return a batch without its labels, but for a decoder, which reads them, or the token that it starts with."""
     kept = {name: value for name, value in inputs.items() if "label" not in name}
-    if auto_class_of(type(base).__name__) != "AutoModelForSpeechSeq2Seq":
+    if resolve(base).decoder is None:
         return kept
     if "labels" in inputs or any(name.startswith("decoder_input") for name in kept):
         return dict(inputs)

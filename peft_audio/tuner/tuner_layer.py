@@ -31,6 +31,7 @@ class HookedTunerLayer(nn.Module, BaseTunerLayer):
 
     # The parts that hold parameters, in the order in which they act.
     parts: ClassVar[tuple[str, ...]] = ()
+    is_in_decoder = False
 
     def __init__(self, base_layer: nn.Module, prefix: str, forward_pass: ForwardPass) -> None:
         super().__init__()

@@ -7,10 +7,10 @@ from prompted import inputs_of, prompted
 from tiny import trainable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peft_audio.tuner import attention, prompt_gradient
-from peft_audio.tuner.prompt_gradient import attend_to_frozen_tokens
+from peft_audio.tuner import attention
 
 
+pytestmark = pytest.mark.usefixtures("kernels")  # each test meets its kernel for the first time
 CASES = {"tokens": ("ast", False), "padding": ("wav2vec2", True), "scaled queries": ("whisper", False)}
 # How far gradients may be off, relative to each whole one: they are rounded in other places.
 PRECISIONS = {"float32": (None, 1e-4), "bfloat16": (torch.bfloat16, 0.05), "float16": (torch.float16, 0.02)}
@@ -20,20 +20,6 @@ KERNELS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-
-
-@pytest.fixture
-def answers(monkeypatch):
-    """What the backward pass through prompts alone gave for each call: an output, or None where torch's own is taken."""
-    given = []
-
-    def attend(*args, **kwargs):
-        given.append(attend_to_frozen_tokens(*args, **kwargs))
-        return given[-1]
-
-    monkeypatch.setattr(attention, "attend_to_frozen_tokens", attend)
-    monkeypatch.setattr(prompt_gradient, "_gives_log_sum_exp", {})
-    return given
 
 
 def gradients(model, inputs, dtype):
@@ -60,12 +46,14 @@ def on(device, backbone, padded):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_kernel_that_torch_chooses_gives_autograd_s_gradients(case, precision, device, answers, monkeypatch):
+def test_the_kernel_that_torch_chooses_gives_autograd_s_gradients(
+    case, precision, device, answers, kernels, monkeypatch
+):
     model, inputs = on(device, *CASES[case])
     compare(model, inputs, *PRECISIONS[precision], monkeypatch)
     # The short way was taken, and nothing was seen that would forbid it.
     assert len(answers) == 1 and answers[0] is not None
-    assert list(prompt_gradient._gives_log_sum_exp.values()) == [True]
+    assert list(kernels.values()) == [True]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

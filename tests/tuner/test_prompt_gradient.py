@@ -20,26 +20,6 @@ from peft_audio.tuner import attention, prompt_gradient
 from peft_audio.tuner.prompt_gradient import attend_to_frozen_tokens
 
 
-@pytest.fixture
-def answers(monkeypatch):
-    """What the backward pass through prompts alone gave for each call: an output, or None where torch's own is taken."""
-    given = []
-
-    def attend(*args, **kwargs):
-        given.append(attend_to_frozen_tokens(*args, **kwargs))
-        return given[-1]
-
-    monkeypatch.setattr(attention, "attend_to_frozen_tokens", attend)
-    return given
-
-
-@pytest.fixture
-def kernels(monkeypatch):
-    """What was seen of each kernel, nothing yet."""
-    monkeypatch.setattr(prompt_gradient, "_gives_log_sum_exp", {})
-    return prompt_gradient._gives_log_sum_exp
-
-
 def take_torch_s_own(patch):
     patch.setattr(attention, "attend_to_frozen_tokens", lambda *args, **kwargs: None)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
-from recognizers import WAYS, generated, recognizer
+from recognizers import WAYS, check_mixed, generated, recognizer, with_two
 from tiny import BACKBONES, METHODS, make_inputs, randomize, trainable
 
 from peft_audio import AutoPeftModelForSpeechSeq2Seq, ParallelMLPAdapterConfig, cache_frozen, initialize_prompts
@@ -188,38 +188,19 @@ def test_a_static_cache_gives_the_same(method):
     )
 
 
-def with_two(method, stack, **second):
-    model = get_peft_model(recognizer(decoder_layers=2), METHODS[method](stack=stack), "a")
-    config = METHODS[method](stack=stack)
-    for name, value in second.items():
-        setattr(config, name, value)
-    model.add_adapter("b", config)
-    for seed, name in enumerate("ab"):
-        model.set_adapter(name)
-        randomize(model, seed=seed + 2, std=2.0).eval()
-    return model
+def two_adapters(method, stack, **second):
+    return with_two(recognizer(decoder_layers=2), METHODS[method](stack=stack), 2.0, **second)
 
 
 @each_method
 @each_stack
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "sampled"])
 def test_each_clip_of_a_mixed_batch_is_recognized_with_its_adapter(method, stack, way):
-    model, inputs, names = with_two(method, stack), make_inputs("whisper", batch_size=4), ["b", "a", "b", "a"]
-    expected = {}
-    for name in "ab":
-        model.set_adapter(name)
-        expected[name] = generated(model, inputs, way)
-    mixed = generated(model, inputs, way, adapter_names=names)
-    rows = len(mixed) // len(names)
-    for index, name in enumerate(names):
-        part = slice(rows * index, rows * (index + 1))
-        length = min(expected[name].shape[1], mixed.shape[1])
-        assert torch.equal(mixed[part][:, :length], expected[name][part][:, :length])
-    assert not torch.equal(expected["a"], expected["b"])  # else nothing was tested
+    check_mixed(two_adapters(method, stack), way, ["b", "a", "b", "a"])
 
 
 def test_different_prompts_in_the_decoder_share_no_cache():
-    model = with_two("embedding_prompt", "decoder", num_virtual_tokens=5)
+    model = two_adapters("embedding_prompt", "decoder", num_virtual_tokens=5)
     inputs, names = make_inputs("whisper", batch_size=2), ["b", "a"]
     with pytest.raises(ValueError, match="use_cache=False"):
         generated(model, inputs, "greedy", adapter_names=names)
@@ -230,7 +211,7 @@ def test_different_prompts_in_the_decoder_share_no_cache():
 
 
 def test_a_batch_that_runs_in_parts_gives_no_cache_of_one_part():
-    model = with_two("embedding_prompt", "decoder", num_virtual_tokens=5)
+    model = two_adapters("embedding_prompt", "decoder", num_virtual_tokens=5)
     output = model(**make_inputs("whisper"), decoder_input_ids=TOKENS, adapter_names=["a", "b"])
     assert output.past_key_values is None
 
@@ -294,7 +275,6 @@ def test_a_state_dict_says_which_layers_of_which_stack(layers, stack):
     with pytest.warns(RuntimeWarning, match="layers_to_transform"):
         inject_adapter_in_model(config, target, state_dict=state)
     assert (config.stack, config.layers_to_transform) == (stack, layers)
-    state.pop("base_model.model.decoder.layers.0.prompt.embeddings", None)
 
 
 def test_prompts_start_as_tokens_of_transcripts():
@@ -304,6 +284,18 @@ def test_prompts_start_as_tokens_of_transcripts():
     entering = (decoder.embed_tokens(TOKENS) + decoder.embed_positions.weight[: TOKENS.shape[1]]).flatten(0, 1)
     for row in prompts_of(model)[0].reshape(-1, entering.shape[1]):
         assert (entering - row).abs().amax(dim=1).min() < 1e-5
+
+
+@pytest.mark.parametrize("given", [{}, {"labels": TOKENS}])
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_prompts_of_the_encoder_start_as_tokens_of_clips_whatever_the_decoder_is_given(given, is_bare):
+    model = recognizer(decoder_layers=2)
+    model = get_peft_model(model.model if is_bare else model, METHODS["ipet"]())
+    given = {} if is_bare else given  # has no loss
+    before = {name: parameter.clone() for name, parameter in trainable(model).items()}
+    initialize_prompts(model, {**make_inputs("whisper"), **given})
+    changed = [name for name, parameter in trainable(model).items() if not torch.equal(parameter, before[name])]
+    assert len(changed) == 3 and all("prompt" in name for name in changed)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
