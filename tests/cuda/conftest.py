@@ -24,20 +24,32 @@ def device():
     torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_logreport(report):
-    results = os.environ.get("TEST_RESULTS")
-    # A test that runs has three reports: those before and after it count if they did not pass.
-    if not results or "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.passed):
-        return
-    line = {
-        "test": report.nodeid,
-        "outcome": report.outcome,
-        "seconds": round(report.duration, 2),
-        "reason": reason(report),
-    }
-    with Path(results).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def pytest_configure(config):
+    # A worker of pytest-xdist hands its reports to the process that started it, which writes them. The environment does not
+    # tell the two apart: a run inside of another run's worker inherits the variables of the worker.
+    if os.environ.get("TEST_RESULTS") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Results(os.environ["TEST_RESULTS"]))
+
+
+class Results:
+    """Writes each report that counts to a file, as it comes."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report):
+        # A test that runs has three reports: those before and after it count if they did not pass.
+        if report.when != "call" and report.passed:
+            return
+        line = {
+            "test": report.nodeid,
+            "outcome": report.outcome,
+            "seconds": round(report.duration, 2),
+            "reason": reason(report),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def reason(report):
