@@ -3,7 +3,7 @@ VENV ?= .venv
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-small test test-examples test-oldest test-newest test-peft lint clean
+.PHONY: demo demo-small test test-examples test-oldest test-newest test-peft lint docs clean
 
 # Adapts Whisper's encoder to real recordings, without network.
 demo: $(VENV)/installed
@@ -60,6 +60,11 @@ lint: $(VENV)/installed-tests
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+# The site, into build/site; a warning is an error. `$(VENV)/docs/bin/mkdocs serve` shows pages as they are written. The
+# variable leaves out an advertisement of a later version.
+docs: $(VENV)/docs/made
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict --quiet
+
 # Byte code is left to the first import: it takes a third of the installation's time, mostly for files never used.
 $(VENV)/installed: requirements-dev.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +82,12 @@ $(VENV)/installed-browser: $(VENV)/installed-tests
 	cd $(VENV)/browser && TMPDIR=$$PWD AWS_LAMBDA_JS_RUNTIME=nodejs20.x \
 		node -e "import('@sparticuz/chromium').then(package => package.default.executablePath())"
 	rm -r $(VENV)/browser/node_modules
+	touch $@
+
+$(VENV)/docs/made: requirements-docs.txt
+	rm -rf $(VENV)/docs
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --quiet --no-compile -r requirements-docs.txt
 	touch $@
 
 $(VENV)/installed-oldest: requirements-oldest.txt $(VENV)/installed-tests

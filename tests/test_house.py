@@ -7,7 +7,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("peft_audio", "examples", "method_comparison", "benchmarks", "metrics", "tests")
+FOLDERS = ("peft_audio", "examples", "method_comparison", "benchmarks", "metrics", "tests", "docs")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 40
 FILES = {str(path.relative_to(ROOT)): path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))}
 

@@ -16,7 +16,11 @@ from .decoding import check_seconds, load_clip, report_bad_files
 from .torch_features import TorchFeatures, computed_by, with_torch
 
 
-MEL_WINDOW_SECONDS, MEL_HOP_SECONDS = 0.025, 0.010  # fixed in the spectrogram extractors of transformers
+# Fixed in the spectrogram extractors of transformers.
+MEL_WINDOW_SECONDS = 0.025
+"""Length of the window of a mel spectrogram."""
+MEL_HOP_SECONDS = 0.010
+"""Time from one frame of a mel spectrogram to the next."""
 
 
 def model_inputs(waveform: np.ndarray, feature_extractor: Any) -> dict[str, np.ndarray]:

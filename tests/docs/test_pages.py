@@ -1,0 +1,54 @@
+"""The Python code of the site's pages runs, block after block, with tiny models in the place of those of the Hub."""
+
+import contextlib
+import io
+import shutil
+
+import huggingface_hub
+import pytest
+from site_pages import PAGES, fill_cache, python_blocks
+from sounds import write_tones
+
+from peft_audio.backbones import table
+
+
+# Blocks that cannot run here, by their first line, with the reason.
+NOT_RUN: dict[str, str] = {}
+WITH_CODE = [name for name, path in PAGES.items() if any(python_blocks(path.read_text(encoding="utf-8")))]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A cache of the Hub, and a reader's folder of recordings."""
+    folder = tmp_path_factory.mktemp("reader")
+    fill_cache(folder / "cache")
+    write_tones(folder / "recordings", clips=12)
+    return folder
+
+
+@pytest.fixture
+def reader(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(prepared / "cache"))
+    monkeypatch.setattr(table, "BACKBONES", dict(table.BACKBONES))  # a page adds to it
+    shutil.copytree(prepared / "recordings", tmp_path / "recordings")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_the_code_of_a_page_runs(name, reader):
+    variables, path = {"__name__": "__main__"}, PAGES[name]
+    for line, code in python_blocks(path.read_text(encoding="utf-8")):
+        if code.splitlines()[0] in NOT_RUN:
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile("\n" * (line - 1) + code, str(path), "exec"), variables)
+
+
+def test_blocks_are_found():
+    text = "a\n```python\nx = 1\n\ny = 2\n```\n\n- b\n\n    ```python\n    z = 3\n    ```\n"
+    assert list(python_blocks(text)) == [(3, "x = 1\n\ny = 2"), (11, "z = 3")]
+
+
+def test_what_is_not_run_is_there():
+    starts = {code.splitlines()[0] for path in PAGES.values() for _, code in python_blocks(path.read_text("utf-8"))}
+    assert NOT_RUN.keys() <= starts
