@@ -48,8 +48,11 @@ from rich.console import Console
 from rich.table import Table
 
 import peft_audio
+from peft_audio.utils.arguments import check_writable, run_command
+from peft_audio.utils.ranges import COUNT, Range
 
 
+REPEATS, TFLOPS = Range(1, 10_000, whole=True), Range(0, above=True)
 BATCH_SIZES = {**INPUTS, **MORE_INPUTS}
 SOURCES = {source.name: source for source in BATCH_SIZES}
 QUICK = [AST_1024.name, WAV2VEC2_1.name]
@@ -94,21 +97,32 @@ def run(options: argparse.Namespace, precision: Precision) -> Iterator[tuple[lis
         yield [], list(utilization(precision, options.repeats, options.batch_size or 64, options.peak_tflops * 1e12))
 
 
+def usable_device(text: str) -> str:
+    """A device that torch has here, as a type of argparse."""
+    try:
+        torch.empty(1, device=text)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"must be a device of this machine, got {text!r} ({reason})") from None
+    return text
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: by autocast")
-    parser.add_argument("--batch_size", type=int, help="of all steps, instead of what two cores have time for")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch_size", type=COUNT, help="of all steps, instead of what two cores have time for")
+    parser.add_argument("--repeats", type=REPEATS, default=5)
     parser.add_argument("--inputs", nargs="*", choices=SOURCES, metavar="INPUT")
     parser.add_argument("--methods", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="METHOD")
     parser.add_argument("--extras", nargs="*", choices=EXTRAS, default=list(EXTRAS), help="further comparisons")
-    parser.add_argument("--peak_tflops", type=float, help="of the device in this precision, for its utilization")
+    parser.add_argument("--peak_tflops", type=TFLOPS, help="of the device in this precision, for its utilization")
     parser.add_argument("--no_dropout", dest="dropout", action="store_false", help="in wav2vec2; AST has none")
     parser.add_argument("--quick", action="store_true", help="no times")
     parser.add_argument("--profile", choices=SOURCES, metavar="INPUT", help="show where the time of --methods goes")
     options = parser.parse_args(arguments)
+    check_writable("--output_dir", options.output_dir)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     return options
 
@@ -228,5 +242,5 @@ COLUMNS = {
 
 
 if __name__ == "__main__":
-    missed = [target["name"] for target in main().get("targets", ()) if target["reached"] is False]
+    missed = [target["name"] for target in run_command(main).get("targets", ()) if target["reached"] is False]
     sys.exit("Missed: " + "; ".join(missed) if "--quick" in sys.argv and missed else 0)

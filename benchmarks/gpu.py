@@ -15,15 +15,20 @@ from pathlib import Path
 
 import torch
 import transformers
-from benchmark import environment, write_json
+from benchmark import TFLOPS, environment, usable_device, write_json
 from benchmarking import compiled, on_gpu, profiles
 from benchmarking.extras import on_device
 from benchmarking.measure import Precision, training_step
 from benchmarking.subjects import FULL, IPET, LORA, SUBJECTS, Input, make_subjects
 
+from peft_audio.utils.arguments import check_writable, run_command
+from peft_audio.utils.ranges import COUNT, Range
+
 
 TOP_KERNELS = 15
 TINY_METHODS = [FULL, LORA, IPET]
+INPUTS = [source.name for source in (*on_gpu.GPU_INPUTS, *on_gpu.TINY_INPUTS)]
+BACKENDS = torch.compiler.list_backends(exclude_tags=())
 
 
 def main(arguments: list[str] | None = None) -> dict | None:
@@ -109,15 +114,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=(*PARTS, "compile-one"))
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch_size", type=int, help="64, and 16 of compiled steps, which several processes take")
-    parser.add_argument("--until", type=float, help="when it should be over, in seconds since 1970: `date +%%s`")
-    parser.add_argument("--inputs", nargs="*", metavar="INPUT")
+    parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch_size", type=COUNT, help="64, and 16 of compiled steps, which several processes take")
+    parser.add_argument("--until", type=Range(0), help="when it should be over, in seconds since 1970: `date +%%s`")
+    parser.add_argument("--inputs", nargs="*", metavar="INPUT", choices=INPUTS)
     parser.add_argument("--methods", nargs="+", choices=SUBJECTS, metavar="METHOD")
-    parser.add_argument("--peak_tflops", type=float, help="of the card, where its name is not known here")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--peak_tflops", type=TFLOPS, help="of the card, where its name is not known here")
+    parser.add_argument("--backend", default="inductor", choices=BACKENDS, help="of torch.compile")
     parser.add_argument("--tiny", action="store_true", help="small models, two clips, three methods")
     options = parser.parse_args(arguments)
+    check_writable("--output_dir", options.output_dir)
     options.end = time.monotonic() + (600 if options.until is None else options.until - time.time())
     options.output_dir.mkdir(parents=True, exist_ok=True)
     if options.tiny:
@@ -128,4 +134,4 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

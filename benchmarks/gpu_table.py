@@ -149,4 +149,9 @@ def number(value: float | None, factor: float, form: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        print(
+            f"error: OUT must be the folder that gpu.sh has written, got {' '.join(sys.argv[1:])!r}", file=sys.stderr
+        )
+        sys.exit(2)
+    main(sys.argv[1])

@@ -20,6 +20,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging
 
 from peft_audio.data import load_waveform
+from peft_audio.utils.arguments import run_command
 from peft_audio.utils.ranges import Range
 
 
@@ -132,10 +133,7 @@ def main() -> None:
         sys.exit("error: the page is made with gradio, which is not installed: pip install gradio")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        comparison = load(arguments.adapters)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    comparison = run_command(lambda: load(arguments.adapters))
     build_page(comparison).launch(server_port=arguments.port, share=arguments.share, max_file_size=MAX_FILE_SIZE)
 
 

@@ -33,6 +33,7 @@ from peft_audio import head_modules, load_classifier, resize_ast, use_mean_token
 from peft_audio.data import MEL_HOP_SECONDS, MEL_WINDOW_SECONDS, Clip, DataError, FeatureCache
 from peft_audio.metrics import detection_error_tradeoff, equal_error_rate, min_dcf
 from peft_audio.trainer import AudioTrainer
+from peft_audio.utils.arguments import UsageError, check_folder, check_writable, run_command
 from peft_audio.utils.ranges import Range
 
 
@@ -155,10 +156,9 @@ def cut_or_fill(waveform: np.ndarray, num_samples: int, fill: str) -> np.ndarray
 
 def input_samples(recipe: SimpleNamespace, feature_extractor) -> int | None:
     """Samples of the model's input; None where clips stay as long as they are."""
-    if recipe.frames is None:
-        return None
     overhang = MEL_WINDOW_SECONDS - MEL_HOP_SECONDS if hasattr(feature_extractor, "num_mel_bins") else 0
-    return round((recipe.frames * MEL_HOP_SECONDS + overhang) * feature_extractor.sampling_rate)
+    seconds = (recipe.frames or 0) * MEL_HOP_SECONDS + overhang
+    return None if recipe.frames is None else round(seconds * feature_extractor.sampling_rate)
 
 
 def segment_of(waveform: np.ndarray, index: int, recipe: SimpleNamespace, feature_extractor) -> np.ndarray:
@@ -234,7 +234,7 @@ def read_result(path: Path) -> tuple[SimpleNamespace, dict[str, float]]:
         recipe = SimpleNamespace(**{name: result["settings"]["recipe"][name] for name in SETTINGS})
         measured = result.get("average") or {name: values[-1] for name, values in result["epochs"]["test"].items()}
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}). Give the folder of a finished run.") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Give the folder of a finished run.") from None
     except (ValueError, TypeError, KeyError) as error:  # no JSON, or of a version with other settings
         raise ValueError(f"{path}: is no recipe of this version ({error!r}). Run it again.") from None
     if recipe.code_size is None:
@@ -274,8 +274,8 @@ def extract_embeddings(verifier: Verifier, trials: list[Trial], cache_dir: Path,
     options |= {"label_names": ["labels"], "remove_unused_columns": False, "per_device_eval_batch_size": 32}
     options |= {"report_to": "none", "dataloader_pin_memory": torch.accelerator.is_available()}
     trainer = EmbeddingTrainer(model=verifier.model, args=TrainingArguments(**options))
-    predicted = trainer.predict(Segments(recordings, waveforms, recipe, extractor)).predictions
-    return averaged(predicted, recipe.test_segments)
+    segments = Segments(recordings, waveforms, recipe, extractor)
+    return averaged(trainer.predict(segments).predictions, recipe.test_segments)
 
 
 def score_trials(embeddings: np.ndarray, trials: list[Trial]) -> tuple[np.ndarray, np.ndarray]:
@@ -339,10 +339,9 @@ def draw_tradeoff(axes, false_accepts: np.ndarray, misses: np.ndarray, points: d
         axis.set_ticks(ticks, labels=[f"{100 * tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_box_aspect(1)
-    within = (low, 1 - low)
-    axes.plot(np.clip(false_accepts, *within), np.clip(misses, *within), color=BLACK)
+    axes.plot(np.clip(false_accepts, low, 1 - low), np.clip(misses, low, 1 - low), color=BLACK)
     for title, (false_accept, miss, marker) in points.items():
-        at = np.clip([false_accept, miss], *within)
+        at = np.clip([false_accept, miss], low, 1 - low)
         axes.plot(*at[:, None], marker=marker, linestyle="none", label=title, clip_on=False, zorder=3)
 
 
@@ -370,19 +369,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="mixed precision, as in a training with --bf16")
     parser.add_argument("--use_cpu", action="store_true", help="use the CPU even if there is a GPU")
     parser.add_argument("--num_workers", type=Range(0, 1024, True), default=0, help="processes that make batches")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    check_folder("--data_dir", args.data_dir, args.trials)
+    args.output_dir = args.output_dir or args.run
+    check_writable("--output_dir", args.output_dir)
+    check_writable("--cache_dir", args.cache_dir)
+    return args
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Do what the command line (or `arguments`) says. Returns EER and minDCF, by metric."""
     args = parse_arguments(arguments)
-    output_dir = args.output_dir or args.run
     verifier, trials = load_verifier(args.run, args.model_name_or_path), read_trials(args.data_dir, args.trials)
     options = {"bf16": args.bf16, "use_cpu": args.use_cpu, "dataloader_num_workers": args.num_workers}
-    options |= {"output_dir": str(output_dir), "disable_tqdm": not sys.stdout.isatty()}
+    options |= {"output_dir": str(args.output_dir), "disable_tqdm": not sys.stdout.isatty()}
     embeddings = extract_embeddings(verifier, trials, args.cache_dir, **options)
     scores, labels = score_trials(embeddings, trials)
-    write_results(output_dir, trials, scores, labels)
+    write_results(args.output_dir, trials, scores, labels)
     metrics = metrics_of_scores(scores, labels)
     print(f"{len(trials)} trials of {len(embeddings)} recordings in {verifier.recipe.test_segments} segments")
     for title, name, form in (("EER", "equal_error_rate", "{:.2%}"), ("minDCF", "min_dcf", "{:.3f}")):
@@ -394,7 +397,4 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 if __name__ == "__main__":
     logging.set_verbosity_error()  # else loading the base model reports that its head is new
     logging.disable_progress_bar()
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

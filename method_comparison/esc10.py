@@ -18,7 +18,6 @@ row and its sizes as one curve.
 import functools
 import hashlib
 import json
-import sys
 import tempfile
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -29,13 +28,14 @@ from typing import Any, NamedTuple
 
 import examples_path
 import torch
-from esc10_plot import check_picture, plot_sizes
+from comparison_arguments import check_arguments
+from esc10_plot import plot_sizes
 from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, expand, method_of, row_of
 from esc10_table import print_table
 from files import write_json
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from peft_audio import head_modules, load_classifier
@@ -56,6 +56,8 @@ from peft_audio.trainer import (
     parameter_counts,
     single_label_metrics,
 )
+from peft_audio.trainer.command_line import parse_dataclasses
+from peft_audio.utils.arguments import run_command
 
 
 BUNDLED_BACKBONE = examples_path.EXAMPLES / "assets" / "ast-tiny-synthetic"
@@ -92,6 +94,7 @@ class Arguments:
 
     def __post_init__(self):
         self.methods = expand(self.methods)
+        check_arguments(self)
 
 
 class Run(NamedTuple):
@@ -122,10 +125,9 @@ def main(arguments: list[str] | None = None) -> dict:
     Raises:
         UsageError: the arguments do not fit together, the data, or the runs in results.json.
     """
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
-    check_plot(args)  # before hours of training
+    (args,) = parse_dataclasses([Arguments], arguments)
     path = Path(args.output_dir) / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    results = read_results(path) if path.is_file() else None
     if not args.table:
         results = run_missing(args, results, path)
     elif results is None:
@@ -139,17 +141,19 @@ def main(arguments: list[str] | None = None) -> dict:
     return results
 
 
-def check_plot(args: Arguments) -> None:
+def read_results(path: Path) -> dict:
+    """The content of a results file. Raises `UsageError` where it is damaged."""
     try:
-        check_picture(args.plot or "sizes.png")
-    except ValueError as error:
-        raise UsageError(f"--plot {args.plot}: {error}") from None
+        results = json.loads(path.read_text(encoding="utf-8"))
+        by_run(results["runs"])
+        results["settings"]["learning_rates"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: is no file of results ({error!r}). Remove it, or name another folder.") from None
+    return results
 
 
 def run_missing(args: Arguments, results: dict | None, path: Path) -> dict:
     """Trains until `results` holds every run of the comparison, writing it to `path` after each."""
-    if args.jobs < 1:
-        raise UsageError(f"--jobs {args.jobs}: must be 1 or more.")
     check_folds(args)
     settings = make_settings(args)
     results = results or {"settings": settings._asdict(), "runs": []}
@@ -180,8 +184,6 @@ def run_missing(args: Arguments, results: dict | None, path: Path) -> dict:
 
 
 def check_folds(args: Arguments) -> None:
-    if args.data_dir is None:
-        raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
     there = fold_names(read_audiofolder(args.data_dir).clips)
     if len(there) < 3:
         raise UsageError(
@@ -383,7 +385,4 @@ def spread(means: dict) -> float | None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (BadAudioError, DataError, UsageError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main, (BadAudioError, DataError))

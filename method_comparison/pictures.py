@@ -12,12 +12,12 @@ folder or a name on the Hub. The columns of predictions.csv are label and predic
 """
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import examples_path  # noqa: F401
 from compare_adapters import config_of, load_feature_extractor
+from experiments.report import AVERAGED, RULES
 from matplotlib.figure import Figure
 from plots.attention import before_and_after, plot_attention
 from plots.confusion import plot_confusion
@@ -29,9 +29,14 @@ from speaker_verification import plot_verification
 
 from peft_audio import AutoPeftModelForAudioClassification
 from peft_audio.data import load_waveform, minimum_seconds, model_inputs
+from peft_audio.utils.arguments import UsageError, check_file, check_folder, check_writable, run_command
+from peft_audio.utils.ranges import Range
 
 
 SUMMARY, RESULT = "summary.json", "result.json"
+SHARE = Range(0, 1, above=True, below=True)
+# How many layers, frames and heads a model can have; that of the adapter is asked when it is loaded.
+LAYER, FRAME, INDEX = Range(-1000, 999, whole=True), Range(0, 100_000, whole=True), Range(0, 999, whole=True)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,29 +50,55 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FOLDER",
         help="a recipe's folder, or NAME=FOLDER to put it on a curve of that name",
     )
-    tradeoff.add_argument("--rule", default="last epoch", help="which epoch counts, as in the recipe's table")
-    tradeoff.set_defaults(draw=draw_tradeoff)
+    rules = [*RULES.values(), AVERAGED]
+    tradeoff.add_argument("--rule", default="last epoch", choices=rules, help="which epoch counts")
+    tradeoff.set_defaults(draw=draw_tradeoff, check=check_recipe_folders)
 
     epochs = kinds.add_parser("epochs", help="a metric on the test clips after every epoch")
     epochs.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="folders with finished runs in them")
-    epochs.set_defaults(draw=draw_epochs)
+    epochs.set_defaults(draw=draw_epochs, check=lambda args: [check_folder("FOLDER", run) for run in args.runs])
 
     add_attention(kinds)
 
     confusion = kinds.add_parser("confusion", help="confusion matrix, by class")
     confusion.add_argument("predictions", type=Path, help="CSV file with the columns label and prediction")
-    confusion.set_defaults(draw=draw_confusion)
+    confusion.set_defaults(draw=draw_confusion, check=lambda args: check_file("predictions", args.predictions))
 
     verification = kinds.add_parser("verification", help="score histogram and DET curve")
     verification.add_argument("trials", type=Path, help="CSV file with the columns score and label")
-    verification.add_argument("--p_target", type=float, default=0.01, help="probability of a target trial, for minDCF")
-    verification.set_defaults(draw=draw_verification)
+    verification.add_argument("--p_target", type=SHARE, default=0.01, help="probability of a target trial, for minDCF")
+    verification.set_defaults(draw=draw_verification, check=lambda args: check_file("trials", args.trials))
 
     for kind in (tradeoff, epochs):
         kind.add_argument("--metric", default="accuracy", choices=AXES)
     for kind in kinds.choices.values():
         kind.add_argument("--output", type=Path, required=True, help="the picture; its ending says which format")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    check_output(args.output)
+    args.check(args)
+    return args
+
+
+def check_output(path: Path) -> None:
+    """Raises `UsageError` unless the picture can be written."""
+    try:
+        check_picture(path.name)
+    except ValueError as error:
+        raise UsageError(f"--output {path}: {error}") from None
+    check_writable("--output", path.parent)
+
+
+def check_recipe_folders(args: argparse.Namespace) -> None:
+    for text in args.recipes:
+        check_folder("FOLDER", text if Path(text).is_dir() else text.rpartition("=")[2], SUMMARY)
+
+
+def check_attention(args: argparse.Namespace) -> None:
+    check_file("clip", args.clip)
+    if args.adapter.startswith(("/", "./", "../", "~")) or Path(args.adapter).is_dir():  # else a name on the Hub
+        check_folder("adapter", args.adapter, "adapter_config.json")
+    if args.frames[0] >= args.frames[1]:
+        raise UsageError(f"--frames must be a first frame and the one after the last, got {args.frames}.")
 
 
 def add_attention(kinds) -> None:
@@ -75,13 +106,17 @@ def add_attention(kinds) -> None:
     attention = kinds.add_parser("attention", help="what an AST attends to, before and after adaptation")
     attention.add_argument("adapter", help="folder of the adapter, or its name on the Hub")
     attention.add_argument("clip", type=Path, help="audio file")
-    attention.add_argument("--layer", type=int, default=-1, help="encoder layer, negative from the end")
+    attention.add_argument("--layer", type=LAYER, default=-1, help="encoder layer, negative from the end")
     attention.add_argument(
-        "--frames", type=int, nargs=2, default=(320, 336), help="first frame (10 ms each), and the one after the last"
+        "--frames",
+        type=FRAME,
+        nargs=2,
+        default=(320, 336),
+        help="first frame (10 ms each), and the one after the last",
     )
-    attention.add_argument("--head", type=int, help="attention head; the mean over all if left out")
-    attention.add_argument("--frequency_patch", type=int, help="from the lowest; the mean over all if left out")
-    attention.set_defaults(draw=draw_attention)
+    attention.add_argument("--head", type=INDEX, help="attention head; the mean over all if left out")
+    attention.add_argument("--frequency_patch", type=INDEX, help="from the lowest; the mean over all if left out")
+    attention.set_defaults(draw=draw_attention, check=check_attention)
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -91,10 +126,6 @@ def main(arguments: list[str] | None = None) -> Path:
         ValueError: a file or an argument cannot be used; the message says which, and why.
     """
     args = parse_arguments(arguments)
-    try:
-        check_picture(args.output.name)
-    except ValueError as error:
-        raise ValueError(f"--output {args.output}: {error}") from None
     save_picture(args.output, args.draw(args))
     return args.output
 
@@ -166,7 +197,4 @@ def draw_verification(args: argparse.Namespace) -> Figure:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

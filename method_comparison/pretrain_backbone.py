@@ -14,7 +14,6 @@ whose metadata.csv has the columns file_name, label and fold.
 """
 
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +47,8 @@ from transformers import (
 )
 
 from peft_audio.data import DataError, extract_features, read_audiofolder
-from peft_audio.trainer import check_writable
 from peft_audio.trainer.command_line import parse_dataclasses
+from peft_audio.utils.arguments import check_folder, check_writable, run_command
 from peft_audio.utils.ranges import COUNT, SEED, Range, check_ranges
 
 
@@ -353,13 +352,15 @@ def probe_recordings(args: Arguments) -> dict:
 
 def main(arguments: list[str] | None = None) -> dict:
     (args,) = parse_dataclasses([Arguments], arguments)
-    check_writable("output_dir", args.output_dir)
+    if args.probe:
+        check_folder("output_dir", args.output_dir, "config.json")
+        check_folder("probe", args.probe)
+    else:
+        check_writable("output_dir", args.output_dir)
+        check_writable("features_file", Path(args.features_file or ".").parent)
     torch.set_num_threads(args.num_threads)
     return probe_recordings(args) if args.probe else pretrain(args)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -5,6 +5,8 @@
 Prints the change of the encoder's output for eight recordings, relative to its norm, for four prompts in each layer.
 """
 
+import argparse
+
 import examples_path
 import torch
 from peft import get_peft_model
@@ -77,4 +79,5 @@ def change(heard: torch.Tensor, start: torch.Tensor | None, scale: float = 1.0) 
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -13,7 +13,6 @@ setting. Every training leaves its adapter, its metrics after every epoch and it
 import argparse
 import dataclasses
 import logging
-import sys
 from pathlib import Path
 
 import examples_path  # noqa: F401
@@ -25,16 +24,18 @@ from experiments.recipe import Recipe, RecipeError, load_recipe, matching, recip
 from experiments.recipe_checks import check_recipe, told
 from experiments.report import RULES, summarize
 from experiments.runs import Setting, run
+from experiments.trainer import DivergedError
 from files import write_json
 from rich.console import Console
 from rich.table import Table
 
 from peft_audio.data import BadAudioError, DataError
-from peft_audio.trainer import check_writable
+from peft_audio.trainer import check_model_folder
+from peft_audio.utils.arguments import UsageError, check_distinct, check_folder, check_writable, run_command
 from peft_audio.utils.ranges import SEED, Range
 
 
-ERRORS = (BackboneError, BadAudioError, DataError, OSError, RecipeError)
+ERRORS = (BackboneError, BadAudioError, DataError, DivergedError, OSError, UsageError)
 WORKERS = Range(0, 1024, whole=True)
 TITLES = {"accuracy": "accuracy", "map": "mAP", "equal_error_rate": "EER", "min_dcf": "minDCF"}
 PERCENT = ("accuracy", "equal_error_rate")
@@ -70,18 +71,35 @@ def main(arguments: list[str] | None = None) -> dict:
     recipes = [load_recipe(name, changes(args.set)) for name in matching(args.recipes)]
     if not recipes:
         raise RecipeError("Name a recipe; `--list` shows all of them.")
+    check_paths(args)
+    check_distinct("--seeds", args.seeds)
+    check_distinct("--folds", args.folds or [])
     for recipe in recipes:
         check_recipe(recipe)
+        check_folds(recipe, args.folds or [])
     if args.dry_run:
         return {recipe.name: show(recipe, args, console) for recipe in recipes}
     if args.data_dir is None:
         raise RecipeError("--data_dir is missing: the folder of the data set, unpacked as it is published.")
-    try:
-        check_writable("--output_dir", args.output_dir)
-        check_writable("--cache_dir", args.cache_dir or args.output_dir)
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
     return {recipe.name: measure(recipe, args, console) for recipe in recipes}
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    for name, folder in (("--data_dir", args.data_dir), ("--musan_dir", args.musan_dir)):
+        if folder is not None:
+            check_folder(name, folder)
+    check_writable("--output_dir", args.output_dir)
+    check_writable("--cache_dir", args.cache_dir or args.output_dir)
+    if args.model_name_or_path is not None:
+        check_model_folder("--model_name_or_path", args.model_name_or_path)
+
+
+def check_folds(recipe: Recipe, folds: list[str]) -> None:
+    known = DATA_SETS[recipe.data_set].fold_names(recipe.data_options)
+    unknown = [] if known is None else sorted(set(folds) - set(known))
+    if unknown:
+        names = ", ".join(known) or "none"
+        raise RecipeError(f"{recipe.name}: --folds: there is no fold {', '.join(unknown)}; the folds: {names}.")
 
 
 def changes(settings: list[str]) -> dict[str, object]:
@@ -101,8 +119,7 @@ def show(recipe: Recipe, args: argparse.Namespace, console: Console) -> dict[str
     num_labels = data_set.num_labels or count_labels(recipe, args.data_dir)
     with told(recipe, "options"):
         counts = published_size(recipe, num_labels)
-    folds = 1 if "split" in recipe.data_options else recipe.data_options.get("folds", data_set.folds or 1)
-    parts = len(args.folds) if args.folds else folds
+    parts = number_of_parts(recipe, args)
     table = Table(title=f"{recipe.name} ({recipe.source})", show_header=False, title_justify="left")
     rows = {
         "model": f"{BACKBONES[recipe.backbone].title}: {args.model_name_or_path or BACKBONES[recipe.backbone].default}",
@@ -122,6 +139,13 @@ def show(recipe: Recipe, args: argparse.Namespace, console: Console) -> dict[str
         table.add_row("note", note)
     console.print(table)
     return counts
+
+
+def number_of_parts(recipe: Recipe, args: argparse.Namespace) -> int:
+    known = DATA_SETS[recipe.data_set].fold_names(recipe.data_options)
+    if known is None:
+        return len(parts_of(recipe, args.data_dir, folds=args.folds))
+    return len(args.folds or known) or 1
 
 
 def count_labels(recipe: Recipe, data_dir: Path | None) -> int:
@@ -197,7 +221,4 @@ def shown(metric: str, value: float | None) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        main()
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
+    run_command(main, ERRORS)

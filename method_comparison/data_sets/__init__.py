@@ -7,12 +7,15 @@ A reader lists names, labels, folds and splits, and checks that the audio files 
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from peft_audio.data import ClipTable, read_audiofolder
+from peft_audio.utils.ranges import SEED, Range
 
 from . import epic_sounds, esc50, fsd50k, gtzan, openmic2018, speech_commands, urbansound8k, voxceleb1
+from .options import FileName, OneOf, check_options
 
 
 __all__ = ["DATA_SETS", "DataSet"]
@@ -33,6 +36,7 @@ class DataSet:
         splits: the parts it is divided into, if any.
         input_mean, input_std: of its log Mel spectrograms as AST takes them, over the training clips (AAT's code);
             None where no paper gives them.
+        options: by name, the values that the options of `read` take.
     """
 
     title: str
@@ -45,6 +49,22 @@ class DataSet:
     splits: tuple[str, ...] = ()
     input_mean: float | None = None
     input_std: float | None = None
+    options: Mapping[str, Container] = field(default_factory=dict)
+
+    def check_options(self, options: Mapping[Any, Any]) -> None:
+        """Check the options of `read` without reading. Raises `ValueError` where one is of no use."""
+        check_options(options, self.options)
+        if options.get("split") is not None and {"folds", "seed"} & set(options):
+            raise ValueError(
+                "folds and seed draw folds, which there are none of where a split is given: leave one out."
+            )
+
+    def fold_names(self, options: Mapping[str, Any]) -> list[str] | None:
+        """Return the names of the folds that `read` gives with these options; None where the folder decides."""
+        if self.num_labels is None:
+            return None
+        count = 0 if options.get("split") is not None else options.get("folds", self.folds or 0)
+        return [str(number) for number in range(1, count + 1)]
 
 
 TRAIN_VALIDATION_TEST = ("train", "validation", "test")
@@ -66,6 +86,7 @@ DATA_SETS = {
         folds=5,
         input_mean=-6.6268077,
         input_std=5.358466,
+        options={"subset": OneOf([None, "esc10"])},
     ),
     "fsd50k": DataSet(
         fsd50k.TITLE,
@@ -85,6 +106,8 @@ DATA_SETS = {
         folds=10,
         input_mean=-3.0708861,
         input_std=3.4615202,
+        # Each genre has 100 tracks.
+        options={"folds": Range(2, 100, whole=True), "seed": SEED, "split": OneOf([None, "filtered"])},
     ),
     "speech_commands_v1": DataSet(
         "Speech Commands v1",
@@ -114,6 +137,7 @@ DATA_SETS = {
         "153,516 utterances. Nagrani, Chung and Zisserman, VoxCeleb: A Large-Scale Speaker Identification Dataset, "
         "2017.",
         splits=TRAIN_VALIDATION_TEST,
+        options={"split": OneOf(["identification", "verification"]), "trials": FileName()},
     ),
     "urbansound8k": DataSet(
         urbansound8k.TITLE,

@@ -99,12 +99,16 @@ CHOICES = {
     "rule": ("test", "validation", "last"),
 }
 RANGES = {
-    **dict.fromkeys(("epochs", "batch_size", "test_segments"), COUNT),
-    **dict.fromkeys(("few_shot", "stride", "code_size"), dataclasses.replace(COUNT, optional=True)),
+    **dict.fromkeys(("epochs", "batch_size"), COUNT),
+    "few_shot": dataclasses.replace(COUNT, optional=True),
+    "test_segments": Range(1, 1000, whole=True),
+    "stride": Range(1, 1000, whole=True, optional=True),
+    "code_size": Range(1, 65_536, whole=True, optional=True),
     "frames": Range(1, 100_000, whole=True, optional=True),  # 1,000 s
     "learning_rate": Range(0, above=True),
 }
 PAIRS = ("spec_augment", "weight_average")
+METRICS = ("accuracy", "map", "equal_error_rate", "min_dcf")
 
 
 def recipe_names(folder: Path = RECIPES) -> list[str]:
@@ -206,5 +210,15 @@ def _check(where: str, recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if value is not None and (len(value) != 2 or not all(type(number) is int and number >= 0 for number in value)):
             raise RecipeError(f"{where}: {name!r} must be two numbers from 0 up, got {list(value)!r}.")
+    _check_shown(where, recipe)
     if not 0 <= recipe.mixup <= 1:
         raise RecipeError(f"{where}: 'mixup' must lie between 0 and 1, got {recipe.mixup!r}.")
+
+
+def _check_shown(where: str, recipe: Recipe) -> None:
+    for name, value in recipe.reported.items():
+        if name not in METRICS or value not in Range(0, 1):
+            wanted = f"numbers from 0 to 1 of {', '.join(METRICS)}"
+            raise RecipeError(f"{where}: 'reported' must be {wanted}, got {name!r}: {value!r}.")
+    if not all(isinstance(note, str) for note in recipe.notes):
+        raise RecipeError(f"{where}: 'notes' must be texts, got {list(recipe.notes)!r}.")

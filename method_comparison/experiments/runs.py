@@ -23,13 +23,12 @@ from peft_audio.trainer import AudioTrainingArguments, apply_method, logits_of, 
 from .backbones import BACKBONES, feature_extractor_of, load_backbone
 from .inputs import Preparation, TestSet, TrainingSet, needs_waveforms, targets_of
 from .parts import Part
-from .recipe import Recipe, RecipeError
+from .recipe import METRICS, Recipe, RecipeError
 from .trainer import RecipeTrainer, metrics_of
 from .verification import metrics_of_trials
 
 
 RESULT = "result.json"
-METRICS = ("accuracy", "map", "equal_error_rate", "min_dcf")
 STATISTICS_CLIPS = 2000  # enough for a mean and a standard deviation over all frames
 
 

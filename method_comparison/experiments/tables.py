@@ -23,13 +23,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from peft_audio.utils.arguments import UsageError
+
 
 LAYOUT = ("name", "columns", "rows", "main")
 OTHERS = "others"
 NOTHING = object()  # what a mapping has for a recipe of none of its columns or rows
 
 
-class RecipeError(ValueError):
+class RecipeError(UsageError):
     """A recipe cannot be used; the message names the file, the field, the rule and the way out."""
 
 

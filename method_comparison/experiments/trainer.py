@@ -16,7 +16,11 @@ from peft_audio.metrics import mean_average_precision
 from peft_audio.trainer import logits_of
 
 from .inputs import UNKNOWN
-from .recipe import Recipe, RecipeError
+from .recipe import Recipe
+
+
+class DivergedError(ValueError):
+    """The outputs of a training are no numbers."""
 
 
 class RecipeTrainer(EmbeddingTrainer):
@@ -48,9 +52,9 @@ class RecipeTrainer(EmbeddingTrainer):
 
 
 def finite(outputs: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Return a model's outputs. Raises `RecipeError` if they are no numbers: the training has diverged, and has no result."""
+    """Return a model's outputs. Raises `DivergedError` if they are no numbers: there is no result."""
     if not np.isfinite(outputs).all():
-        raise RecipeError(
+        raise DivergedError(
             f"{recipe.name}: the training has diverged, its outputs are NaN or infinite. Try a lower rate: "
             f"--set learning_rate={recipe.learning_rate / 10:g}."
         )

@@ -40,10 +40,10 @@ def epoch_steps(
         ("every", every, 1),
         ("warmup_steps", warmup_steps, 0),
     ):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    if not 0 < factor < math.inf:
-        raise ValueError(f"factor must be a number above 0, got {factor}.")
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise ValueError(f"factor must be a number above 0, got {factor!r}.")
     milestones = range(start, stop, every)
     return LambdaLR(optimizer, functools.partial(_rate, steps_per_epoch, milestones, factor, warmup_steps))
 

@@ -4,11 +4,11 @@
 """
 
 from ..losses import classification_loss
-from .argument_checks import check_metric, check_model_folder, check_writable, checkpoint_to_resume
+from ..utils.arguments import UsageError, check_writable
+from .argument_checks import check_metric, check_model_folder, checkpoint_to_resume
 from .arguments import AudioTrainingArguments, SpeechTrainingArguments
 from .audio_trainer import AudioTrainer
 from .checks import GradientCheck, ProgressCheck, problem_at_the_end
-from .command_line import UsageError
 from .frozen_states import cache_training_data
 from .linear_probe import has_frozen_base
 from .method_arguments import MethodArguments

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Optional, Union
 from peft import PeftConfig
 
 from ..checkpoints.trainer_checkpoints import last_complete_checkpoint
+from ..utils.arguments import UsageError
 from ..utils.ranges import COUNT, SEED, Range
 
 
@@ -32,34 +32,26 @@ RANGES: Mapping[str, Range] = {
 }
 
 
-def check_writable(name: str, folder: Union[str, Path]) -> None:
-    """Check that the folder given as the argument `name` is there or can be made, and takes files. Makes nothing.
-
-    Raises:
-        ValueError: it cannot be.
-    """
-    path = Path(folder).absolute()
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        why = "may not be written to" if existing.is_dir() else "is a file"
-        raise ValueError(f"{name} must be a folder for new files, got {str(folder)!r}: {existing} {why}.")
-
-
 def check_model_folder(name: str, folder: str) -> None:
     """Check that the folder given as the argument `name`, if it is one and no name on the Hub, holds a model.
 
     Raises:
-        ValueError: it holds an adapter, or nothing of the kind.
+        UsageError: it is not there, or holds an adapter, or nothing of the kind.
     """
     path = Path(folder)
-    if not path.is_dir() or (path / "config.json").is_file():
+    if not path.is_dir():
+        # No name on the Hub begins like that, and asking for it would end in an error about such names.
+        if not path.is_file() and folder.startswith(("/", "./", "../", "~")):
+            raise UsageError(f"{name} must be a pretrained model, got {folder!r}: there is no such folder.")
+        return
+    if (path / "config.json").is_file():
         return
     if (path / "adapter_config.json").is_file():
         base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-        raise ValueError(
+        raise UsageError(
             f"{name} must be a pretrained model, got the adapter {folder!r}. Give its base model, {base!r}."
         )
-    raise ValueError(f"{name} must be a pretrained model, got {folder!r}, a folder without config.json.")
+    raise UsageError(f"{name} must be a pretrained model, got {folder!r}, a folder without config.json.")
 
 
 def check_metric(args: Any, names: Iterable[str]) -> None:

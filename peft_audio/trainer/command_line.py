@@ -13,8 +13,9 @@ from transformers import HfArgumentParser
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data import BadAudioError, DataError
+from ..utils.arguments import UsageError, check_writable, run_command
 from ..utils.ranges import Range
-from .argument_checks import check_metric, check_model_folder, check_writable, checkpoint_to_resume
+from .argument_checks import check_metric, check_model_folder, checkpoint_to_resume
 
 
 # Frames of a quarter of an hour, and a day: of more, no computer holds the inputs.
@@ -24,10 +25,6 @@ RANGES: Mapping[str, Range] = {
     "test_fraction": Range(0, 1, above=True, below=True),
     "shuffle_buffer": Range(0, 1_000_000, whole=True),
 }
-
-
-class UsageError(ValueError):
-    """Arguments that do not fit together; the message says which, and the way out."""
 
 
 def silence_peft() -> None:
@@ -43,7 +40,7 @@ def parse_dataclasses(types: Sequence[type], arguments: Optional[list[str]] = No
         arguments: the words of the command line; None for those of this process.
 
     Raises:
-        ValueError: an argument is unknown, missing or of no use; in one line.
+        UsageError: an argument is unknown, missing or of no use; in one line.
     """
     words = sys.argv[1:] if arguments is None else arguments
     is_file = len(words) == 1 and words[0].endswith(".json")
@@ -57,7 +54,7 @@ def parse_dataclasses(types: Sequence[type], arguments: Optional[list[str]] = No
         return parser.parse_dict(values)
     except (ImportError, OSError, TypeError, ValueError) as error:
         text = f"{words[0]}: {error}" if is_file else str(error)
-        raise ValueError(" ".join(text.split())) from None
+        raise UsageError(" ".join(text.split())) from None
 
 
 def check_before_data(args: Any, others: Mapping[str, Any], metrics: Iterable[str]) -> None:
@@ -95,8 +92,5 @@ def run_script(main: Callable[[], Mapping[str, Any]]) -> NoReturn:
     Args:
         main: returns the results of the training, with `problem`: what is wrong with them, or None.
     """
-    try:
-        problem = main()["problem"]
-    except (BadAudioError, DataError, OSError, UsageError) as error:
-        sys.exit(f"error: {error}")
+    problem = run_command(main, (BadAudioError, DataError, OSError))["problem"]
     sys.exit(problem and f"error: {problem} What was trained so far is saved.")

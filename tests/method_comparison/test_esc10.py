@@ -19,7 +19,6 @@ from esc10_rows import LEARNING_RATES, OPTIONS, ROWS, TITLES, expand, method_of,
 from esc10_table import table_rows
 from sounds import save_ast, write_tones
 
-from peft_audio.data import DataError
 from peft_audio.trainer import METHODS
 
 
@@ -347,7 +346,7 @@ def test_table_and_picture_come_from_a_results_file(tmp_path, capsys):
     ("more", "expected"),
     [
         (("--folds", "7"), "--folds 7: the folds of .* are 1, 2, 3"),
-        (("--jobs", "0"), "--jobs 0"),
+        (("--jobs", "0"), "jobs must be a whole number from 1 to 1,024, got 0"),
         (("--table",), "there is no .*results.json"),
         (("--plot", "sizes"), "--plot sizes: the file name must end in one of .*\\.png"),
     ],
@@ -360,5 +359,5 @@ def test_unusable_arguments_are_named(workspace, tmp_path, more, expected):
 def test_data_is_needed(workspace, tmp_path):
     with pytest.raises(UsageError, match="--data_dir is missing"):
         main(["--output_dir", str(tmp_path)])
-    with pytest.raises(DataError, match="not a folder"):
+    with pytest.raises(UsageError, match="data_dir must be a folder with|data_dir must be a folder, got"):
         main(["--output_dir", str(tmp_path), "--data_dir", str(tmp_path / "absent")])

@@ -167,8 +167,8 @@ def test_a_recipe_can_be_put_on_a_curve_of_another_name(recipes):
     ("more", "expected"),
     [
         (
-            ("--rule", "best"),
-            "measured > accuracy must have 'best', it has 'best epoch on the test clips', 'last epoch'",
+            ("--rule", "averaged weights"),
+            "measured > accuracy must have 'averaged weights', it has 'best epoch on the test clips', 'last epoch'",
         ),
         (("--metric", "min_dcf"), "measured must have 'min_dcf', it has 'accuracy'"),
     ],

@@ -15,7 +15,7 @@ from experiments import parts, runs
 from experiments.inputs import Preparation, TestSet, TrainingSet, targets_of
 from experiments.recipe import RecipeError, load_recipe, recipe_names
 from experiments.report import summarize
-from experiments.trainer import averaged, metrics_of
+from experiments.trainer import DivergedError, averaged, metrics_of
 from experiments.verification import metrics_of_trials
 from layouts import LAYOUTS
 from sounds import LABELS, save_model, write_tones
@@ -178,7 +178,7 @@ def test_a_training_that_has_diverged_ends_in_one_line(make_metrics):
     recipe = load_recipe(recipe_names()[0])
     compute = metrics_of(recipe) if make_metrics == "classes" else metrics_of_trials(recipe, [])
     outputs = np.full((2 * recipe.test_segments, 3), np.nan)
-    with pytest.raises(RecipeError, match="the training has diverged.*--set learning_rate="):
+    with pytest.raises(DivergedError, match="the training has diverged.*--set learning_rate="):
         compute(EvalPrediction(outputs, np.zeros(len(outputs), int)))
 
 
