@@ -2,14 +2,18 @@
 
     python train_classification.py --method ipet --num_virtual_tokens 4 --bottleneck_dim 32 \\
         --model_name_or_path MIT/ast-finetuned-audioset-10-10-0.4593 --data_dir DIR --fold 1 --output_dir OUT
+    python train_classification.py --task frames --method ipet --model_name_or_path microsoft/wavlm-base \\
+        --data_dir DIR --output_dir OUT
 
+With `--task frames` DIR holds a metadata.csv with the columns file_name, label, start and stop (seconds), one line for each
+event, or one with these three empty for a clip without any; each frame of the model then gets labels of its own.
 All arguments of the Trainer work too. OUT receives the adapter (with `--method full` the model), the feature
 extractor, the model card README.md, curves.png and all_results.json. Needs peft_audio[examples] and no other file.
 """
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
@@ -17,8 +21,17 @@ from safetensors import SafetensorError
 from torch import nn
 
 import peft_audio
-from peft_audio import load_classifier, save_activations_in_half
-from peft_audio.data import AudioCollator, TrainingData, pads_to_fixed_seconds
+from peft_audio import load_classifier, load_frame_classifier, save_activations_in_half
+from peft_audio.data import (
+    AudioCollator,
+    ClipTable,
+    DataError,
+    SequenceCollator,
+    TrainingData,
+    pads_to_fixed_seconds,
+    prepare_frames,
+    read_audiofolder,
+)
 from peft_audio.trainer import (
     METHODS,
     AudioTrainer,
@@ -29,6 +42,7 @@ from peft_audio.trainer import (
     single_label_metrics,
 )
 from peft_audio.trainer.command_line import one_line, run_script, silence_peft
+from peft_audio.trainer.frames import frame_grid, frame_metrics
 from peft_audio.trainer.reports import describe_training, plot_curves, write_reports
 from peft_audio.trainer.script_arguments import (
     ClipArguments,
@@ -41,6 +55,7 @@ from peft_audio.whisper import padding_advice
 
 
 SINGLE_LABEL, MULTI_LABEL = ("accuracy", "macro_f1"), ("map", "micro_f1")  # metrics
+TASKS = ("auto", "classification", "multi_label", "frames")
 logger = logging.getLogger(__name__)
 logger.setLevel(logging.INFO)
 silence_peft()
@@ -58,6 +73,9 @@ class ModelArguments(PretrainedArguments):
 
 @dataclass
 class DataArguments(ClipArguments):
+    task: str = argument(
+        "auto", "One label a clip, several, or labels of frames; auto: as the data are.", choices=TASKS
+    )
     label_column_name: str = argument("label", "The column of --dataset_name with the labels.")
     streaming: bool = argument(False, "Train while --dataset_name is being fetched; needs --max_steps.")
     shuffle_buffer: int = argument(1000, "Clips of a stream that each next one is drawn from.")
@@ -71,6 +89,12 @@ def parse_arguments(arguments: list[str] | None = None):
     if data_args.streaming and (data_args.dataset_name is None or args.max_steps < 1 or data_args.fold is not None):
         needs = "give --dataset_name and --max_steps (the length of a stream is not known), and no --fold"
         raise UsageError(f"--streaming is for a data set on the Hub with splits of its own: {needs}.")
+    if data_args.task == "frames" and data_args.dataset_name is not None:
+        raise UsageError("--task frames reads events from a metadata.csv: give --data_dir instead of --dataset_name.")
+    if data_args.task in ("multi_label", "frames") and args.label_smoothing_factor:
+        raise UsageError(
+            f"--label_smoothing_factor is for one label a clip: leave it out with --task {data_args.task}."
+        )
     if data_args.streaming and model_args.cache_frozen:
         raise UsageError("--cache_frozen keeps what it computes of each clip, a stream does not end: leave one out.")
     return parsed
@@ -79,24 +103,51 @@ def parse_arguments(arguments: list[str] | None = None):
 # ---- The run ---------------------------------------------------------------------------------------------------------
 
 
-def load_data(args: DataArguments, feature_extractor, min_seconds: float, seed: int) -> TrainingData:
+def load_data(args: DataArguments, model: nn.Module, feature_extractor, min_seconds: float, seed: int) -> TrainingData:
+    """The clips for the task, with the labels of all or of the frames that `model` makes of them."""
     limits = {"min_seconds": min_seconds, "max_seconds": args.max_seconds, "skip_bad_files": args.skip_bad_files}
     if args.streaming:
         options = {"config_name": args.dataset_config_name, "shuffle_buffer": args.shuffle_buffer, "seed": seed}
         options |= {"audio_column": args.audio_column_name, "label_column": args.label_column_name}
-        return peft_audio.data.prepare_stream(args.dataset_name, feature_extractor, **options, **limits)
-    table = args.read_table(label_column=args.label_column_name)
-    split = {"fold": args.fold, "test_fraction": args.test_fraction, "seed": seed}
-    return peft_audio.data.prepare_clips(table, feature_extractor, cache_dir=args.cache_dir, **split, **limits)
+        data = peft_audio.data.prepare_stream(args.dataset_name, feature_extractor, **options, **limits)
+        if args.task not in ("auto", "multi_label" if data.multi_label else "classification"):
+            kind = "lists" if data.multi_label else "one label a row"
+            raise UsageError(f"--task {args.task}: the stream's column has {kind}. Leave --task or --streaming out.")
+        return data
+    options = {"fold": args.fold, "test_fraction": args.test_fraction, "seed": seed, "cache_dir": args.cache_dir}
+    if args.task == "frames":
+        try:
+            grid = frame_grid(model, feature_extractor)
+        except ValueError as error:
+            raise UsageError(f"--task frames: {error}") from error
+        table = read_audiofolder(args.data_dir, events=True)
+        return prepare_frames(table, feature_extractor, grid, **options, **limits)
+    table = for_task(args.read_table(label_column=args.label_column_name), args.task)
+    return peft_audio.data.prepare_clips(table, feature_extractor, **options, **limits)
 
 
-def load_model(args, method_args, feature_extractor, max_seconds, labels=("a", "b"), multi_label: bool = False):
-    """The model, set up for the method and for inputs of this length."""
+def for_task(table: ClipTable, task: str) -> ClipTable:
+    """The clips with one label or several. Raises `DataError` where one has several and must have one."""
+    several = [clip for clip in table.clips if len(clip.labels) != 1]
+    if task == "classification" and several:
+        clip = several[0]
+        raise DataError(
+            f"{table.origin}: --task classification is for one label a clip, {clip.name!r} has {len(clip.labels)}: "
+            f"{'; '.join(clip.labels)}. Give --task multi_label, or correct the labels."
+        )
+    return table if task == "auto" else replace(table, multi_label=task == "multi_label")
+
+
+def load_model(args, method_args, data_args, feature_extractor, labels=("a", "b"), multi_label: bool = False):
+    """The model, set up for the task, the method and inputs of this length."""
     lengths = {"max_length": args.max_length}
-    if pads_to_fixed_seconds(feature_extractor) and max_seconds is not None:
+    if pads_to_fixed_seconds(feature_extractor) and data_args.max_seconds is not None:
         lengths["max_seconds"] = feature_extractor.chunk_length
     try:
-        model = load_classifier(args.model_name_or_path, labels, multi_label=multi_label, **lengths)
+        if data_args.task == "frames":
+            model = load_frame_classifier(args.model_name_or_path, labels)
+        else:
+            model = load_classifier(args.model_name_or_path, labels, multi_label=multi_label, **lengths)
     except (OSError, SafetensorError, ValueError) as error:
         raise UsageError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
     try:
@@ -114,10 +165,10 @@ def main(arguments: list[str] | None = None) -> dict:
     model_args, data_args, method_args, args = parse_arguments(arguments)
     inputs = model_args.model_name_or_path, model_args.max_length, data_args.max_seconds
     feature_extractor, min_seconds = load_inputs(*inputs)
-    setup = model_args, method_args, feature_extractor, data_args.max_seconds
-    load_model(*setup)  # before the data are read, for what does not fit
+    setup = model_args, method_args, data_args, feature_extractor
+    model = load_model(*setup)  # before the data are read, for what does not fit
     transformers.set_seed(args.seed)
-    data = load_data(data_args, feature_extractor, min_seconds, args.seed)
+    data = load_data(data_args, model, feature_extractor, min_seconds, args.seed)
     advise(args, data, feature_extractor, data_args.max_seconds)
     model = load_model(*setup, data.labels, data.multi_label)
     with tempfile.TemporaryDirectory(prefix="frozen-states-") as folder:
@@ -133,6 +184,8 @@ def advise(args, data: TrainingData, feature_extractor, max_seconds: float | Non
         peft_audio.trainer.check_metric(args, MULTI_LABEL if data.multi_label else SINGLE_LABEL)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if args.label_smoothing_factor and data.multi_label:
+        raise UsageError("--label_smoothing_factor is for one label a clip, and clips have several: leave it out.")
     if args.load_best_model_at_end and data.evaluation is data.test:
         logger.warning("There is no validation split, so the best checkpoint is chosen by the test clips.")
     if pads_to_fixed_seconds(feature_extractor) and max_seconds is not None:
@@ -155,9 +208,11 @@ def with_frozen_states(model: nn.Module, data: TrainingData, folder: str, is_ask
 
 def run(model: nn.Module, args, data: TrainingData, data_args, feature_extractor, results: dict) -> dict:
     """Trains, saves, tests and reports. Returns `results` with what comes out."""
-    metrics = multi_label_metrics if data.multi_label else single_label_metrics
+    metrics, collator = multi_label_metrics if data.multi_label else single_label_metrics, AudioCollator
+    if data_args.task == "frames":
+        metrics, collator = frame_metrics, SequenceCollator
     sets = {"train_dataset": data.train, "eval_dataset": data.evaluation}
-    parts = {"data_collator": AudioCollator(feature_extractor), "processing_class": feature_extractor}
+    parts = {"data_collator": collator(feature_extractor), "processing_class": feature_extractor}
     trainer = AudioTrainer(model, args, **sets, **parts, compute_metrics=metrics)
     training = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
     trainer.save_model(_internal_call=True)  # else it pushes to the Hub at once, without the card

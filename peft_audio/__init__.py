@@ -14,6 +14,7 @@ from .auto import (
     AutoPeftModelForCTC,
     AutoPeftModelForSpeechSeq2Seq,
     load_classifier,
+    load_frame_classifier,
     load_recognizer,
 )
 from .backbones.module_names import encoder_layers, head_modules, query_value_projections
@@ -83,6 +84,7 @@ __all__ = [
     "initialize_prompts",
     "last_complete_checkpoint",
     "load_classifier",
+    "load_frame_classifier",
     "load_recognizer",
     "query_value_projections",
     "register_backbone",

@@ -26,8 +26,8 @@ def classification_loss(
     -100 is exact always.
 
     Args:
-        outputs: of the model, with "logits" of shape (clips, labels).
-        labels: class indices (clips,), or 0/1 or soft targets (clips, labels). Targets that are -100, or NaN in
+        outputs: of the model, with "logits" of shape (clips, labels), or (clips, frames, labels).
+        labels: class indices (clips,), or 0/1 or soft targets of the logits' shape. Targets that are -100, or NaN in
             vectors, are unknown and left out; cross-entropy knows no clips that are known in part.
         num_items_in_batch: what the Trainer passes: the entries of `labels` other than -100 in all batches of the step,
             on all processes. The losses of these batches then add up to that of the step. None: the batch is the whole

@@ -7,7 +7,7 @@ from .classes import (
     AutoPeftModelForCTC,
     AutoPeftModelForSpeechSeq2Seq,
 )
-from .classifier import load_classifier
+from .classifier import load_classifier, load_frame_classifier
 from .recognizer import load_recognizer
 
 
@@ -18,5 +18,6 @@ __all__ = [
     "AutoPeftModelForCTC",
     "AutoPeftModelForSpeechSeq2Seq",
     "load_classifier",
+    "load_frame_classifier",
     "load_recognizer",
 ]

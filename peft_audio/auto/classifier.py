@@ -1,4 +1,4 @@
-"""A pretrained model as a classifier for new labels."""
+"""A pretrained model as a classifier of clips or of frames, for new labels."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from typing import Any, Optional, Union
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForAudioClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    AutoModelForAudioFrameClassification,
+    PreTrainedModel,
+)
 
 from ..ast.resize import resize_ast
-from ..backbones.table import resolve
+from ..backbones.table import resolve, supported_backbones
+from ..upstream.auto_classes import types_of_auto_class
 from ..upstream.transformers_models import initializer_std
 from ..whisper.resize import resize_whisper
 
@@ -42,18 +48,53 @@ def load_classifier(
         ValueError: if the model type is not supported, or `max_seconds` is given and the model is not a Whisper.
         TypeError: if `max_length` is given and the model is not an AST.
     """
-    labels = list(labels)
-    old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
-    fields = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
-    fields["problem_type"] = f"{'multi' if multi_label else 'single'}_label_classification"
-    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **fields, **kwargs}
-    model = AutoModelForAudioClassification.from_pretrained(name, **options)
-    if old_labels != labels and len(old_labels) == len(labels):
-        _renew_output_layer(model)
+    model = _load_for_labels(AutoModelForAudioClassification, name, list(labels), multi_label, kwargs)
     if max_length is not None:
         resize_ast(model, max_length=max_length)
     if max_seconds is not None:
         resize_whisper(model, max_seconds)
+    return model
+
+
+def load_frame_classifier(name: Union[str, os.PathLike], labels: Sequence[str], **kwargs: Any) -> PreTrainedModel:
+    """Load a pretrained model as one that gives each frame any of these labels, with a new output layer.
+
+    Its loss is that of one label a frame; `AudioTrainer` has that of several.
+
+    Args:
+        name: folder or Hub id of the model.
+        labels: their names, in the order of the model's outputs.
+        **kwargs: for `AutoModelForAudioFrameClassification.from_pretrained`; but `dtype` is float32 unless it is given.
+
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if there is no such model of its type, or the model has convolutions behind its encoder.
+    """
+    auto_class = AutoModelForAudioFrameClassification
+    _check_type(auto_class, name, "labels of frames")
+    return _load_for_labels(auto_class, name, list(labels), True, kwargs)
+
+
+def _check_type(auto_class: Any, name: Union[str, os.PathLike], task: str) -> None:
+    model_type = AutoConfig.from_pretrained(name).model_type
+    types = [known for known in types_of_auto_class(auto_class.__name__) if known in supported_backbones()]
+    if model_type not in types:
+        raise ValueError(
+            f"{os.fspath(name)} is of type {model_type!r}, of which there is no model for {task}. Use one of: "
+            f"{', '.join(types)}."
+        )
+
+
+def _load_for_labels(
+    auto_class: Any, name: Union[str, os.PathLike], labels: list[str], multi_label: bool, kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
+    fields = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    fields["problem_type"] = f"{'multi' if multi_label else 'single'}_label_classification"
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **fields, **kwargs}
+    model = auto_class.from_pretrained(name, **options)
+    if old_labels != labels and len(old_labels) == len(labels):
+        _renew_output_layer(model)
     return model
 
 

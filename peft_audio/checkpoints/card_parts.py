@@ -12,10 +12,11 @@ from typing import Any, Optional
 
 from ..upstream.model_cards import is_hub_id
 from ..utils.validation import is_integer
-from .base_settings import PROBLEM_TYPE, labels_of
+from .base_settings import AUTO_CLASS, PROBLEM_TYPE, labels_of
 
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
+FRAMES, XVECTORS = "AutoModelForAudioFrameClassification", "AutoModelForAudioXVector"
 
 
 def plain(text: Any) -> str:
@@ -60,7 +61,7 @@ def hub_id(name: Optional[str]) -> Optional[str]:
 
 
 def is_multi_label(settings: Mapping[str, Any]) -> bool:
-    """Return whether a clip can have several labels, from the base-model settings."""
+    """Return whether a clip, or a frame, can have several labels, from the base-model settings."""
     return settings.get(PROBLEM_TYPE) == "multi_label_classification"
 
 
@@ -95,17 +96,29 @@ def transcribe_a_file(folder: str, generates: bool) -> list[str]:
     ]
 
 
-def classify_a_file(extractor: str, multi_label: bool) -> list[str]:
-    """Return the lines of code that classify a file with `model`; `extractor` are the feature extractor's arguments."""
+def hear_a_file(extractor: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return the lines of code that tell what `model` hears in a file: labels, labels of frames, or an embedding.
+
+    Args:
+        extractor: the feature extractor's arguments.
+        settings: the base-model settings.
+    """
     lines = [
         f"feature_extractor = AutoFeatureExtractor.from_pretrained({extractor})",
         "",
         'waveform, rate = librosa.load("clip.wav", sr=feature_extractor.sampling_rate)',
         'inputs = feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")',
         "with torch.no_grad():",
-        "    logits = model(**inputs).logits",
     ]
-    if multi_label:
+    if settings.get(AUTO_CLASS) == XVECTORS:
+        lines += ["    embedding = model(**inputs).embeddings[0]"]
+        return [*lines, "print(embedding.shape)  # the cosine of two says whether the voices are alike"]
+    lines += ["    logits = model(**inputs).logits"]
+    if settings.get(AUTO_CLASS) == FRAMES:
+        lines += ["hop = len(waveform) / rate / logits.shape[1]  # seconds", "for frame, row in enumerate(logits[0]):"]
+        lines += ["    labels = [model.config.id2label[index] for index in (row > 0).nonzero().flatten().tolist()]"]
+        return [*lines, '    print(f"{frame * hop:.2f}", *labels)']
+    if is_multi_label(settings):
         lines += ["for index, score in enumerate(logits[0].sigmoid().tolist()):"]
         return [*lines, '    print(f"{score:.2f} {model.config.id2label[index]}")']
     return [*lines, "print(model.config.id2label[logits.argmax(-1).item()])"]

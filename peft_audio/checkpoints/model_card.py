@@ -22,13 +22,14 @@ from ..utils.atomic_files import written_together
 from ..utils.validation import is_number, require
 from .base_settings import AUTO_CLASS, labels_of
 from .card_parts import (
+    FRAMES,
     PREPROCESSOR_NAME,
-    classify_a_file,
+    XVECTORS,
     code_block,
     code_span,
+    hear_a_file,
     hub_id,
     input_text,
-    is_multi_label,
     plain,
     read_preprocessor,
     sampling_rate_of,
@@ -91,6 +92,16 @@ class CardFacts:
             return False
         is_classifier = not self.base_class or "Classification" in self.base_class
         return is_classifier and bool(labels_of(self.settings)) and "image_size" not in self.settings
+
+    @property
+    def hears_files(self) -> bool:
+        """Whether the model with its adapter classifies audio, labels its frames or makes embeddings of it."""
+        return self.is_audio_classifier or self.settings.get(AUTO_CLASS) in (FRAMES, XVECTORS)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the labels belong in the card; those of an x-vector head are only the voices it was trained on."""
+        return self.hears_files and bool(labels_of(self.settings)) and self.settings.get(AUTO_CLASS) != XVECTORS
 
     @property
     def hub_base_model(self) -> Optional[str]:
@@ -298,7 +309,7 @@ An adapter for {base}: {config.summary} (`{type(config).__name__}`).
 
 {code_block("python", snippet(facts))}
 
-{input_text(facts.settings, facts.sampling_rate) if facts.is_audio_classifier else ""}
+{input_text(facts.settings, facts.sampling_rate) if facts.has_labels else ""}
 ## Adapter
 
 {settings}- trained parameters, with the head: {facts.num_parameters:,}
@@ -323,16 +334,17 @@ def method_settings(config: EncoderAdapterConfig) -> dict[str, Any]:
 
 
 def snippet(facts: CardFacts) -> str:
-    """Return Python code that loads the adapter with its base model and, for audio classifiers, classifies a file."""
+    """Return Python code that loads the adapter with its base model and, for those that can, lets it hear a file."""
     lines = ["import peft_audio  # tells PEFT about this kind of adapter"]
-    if not facts.is_audio_classifier and facts.settings.get(AUTO_CLASS) in SPEECH_TASKS:
-        ours = facts.settings[AUTO_CLASS].replace("AutoModel", "AutoPeftModel")
-        if not (facts.has_tokenizer and facts.settings[AUTO_CLASS] in TASKS):
+    auto_class = facts.settings.get(AUTO_CLASS)
+    ours = (auto_class if auto_class in SPEECH_TASKS else SPEECH_TASKS[0]).replace("AutoModel", "AutoPeftModel")
+    if auto_class in TASKS:
+        if not facts.has_tokenizer:
             return "\n".join([*lines, "", f"model = peft_audio.{ours}.from_pretrained({facts.location!r})"])
         lines += ["import librosa", "import torch", "from transformers import AutoProcessor", ""]
         lines += [f"location = {facts.location!r}", f"model = peft_audio.{ours}.from_pretrained(location)"]
         return "\n".join([*lines, *transcribe_a_file("location", "Seq2Seq" in ours)])
-    if not facts.is_audio_classifier:
+    if not facts.hears_files:
         lines += [
             f"from transformers import {facts.base_class or 'AutoModel'}",
             "from peft import PeftConfig, PeftModel",
@@ -351,7 +363,7 @@ def snippet(facts: CardFacts) -> str:
         "from transformers import AutoFeatureExtractor",
         "",
         f"location = {facts.location!r}",
-        "model = peft_audio.AutoPeftModelForAudioClassification.from_pretrained(location)",
+        f"model = peft_audio.{ours}.from_pretrained(location)",
         *(["base_model = model.peft_config['default'].base_model_name_or_path"] if extractor == "base_model" else []),
     ]
-    return "\n".join([*lines, *classify_a_file(extractor + length, is_multi_label(facts.settings))])
+    return "\n".join([*lines, *hear_a_file(extractor + length, facts.settings)])

@@ -16,12 +16,13 @@ from ..backbones.table import resolve
 from ..whisper.resize import POSITIONS, TOKENS_PER_SECOND
 from .base_settings import AUTO_CLASS, HEAD, labels_of, read_settings
 from .card_parts import (
+    FRAMES,
     PREPROCESSOR_NAME,
-    classify_a_file,
+    XVECTORS,
     code_block,
+    hear_a_file,
     hub_id,
     input_text,
-    is_multi_label,
     plain,
     sampling_rate_of,
     transcribe_a_file,
@@ -29,6 +30,14 @@ from .card_parts import (
 
 
 RECOGNIZERS = ("AutoModelForCTC", "AutoModelForSpeechSeq2Seq")
+# What a model is, and its task on the Hub, by auto class.
+RECOGNIZER = ("A recognizer of speech", "automatic-speech-recognition")
+KINDS = {
+    **dict.fromkeys(RECOGNIZERS, RECOGNIZER),
+    FRAMES: ("A classifier of audio frames", None),
+    XVECTORS: ("A model for speaker embeddings", None),
+}
+CLASSIFIER = ("An audio classifier", "audio-classification")
 WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors")
 # Fields of a PEFT configuration that do not say how the method is set up.
 NOT_OF_THE_METHOD = (
@@ -57,24 +66,25 @@ def stock_card(folder: Path, model: Union[PeftModel, PreTrainedModel], location:
     is_adapter = isinstance(model, PeftModel)
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     settings = read_settings(base, resolve(base).spec)
-    recognizes = settings.get(AUTO_CLASS) in RECOGNIZERS
+    auto_class = settings.get(AUTO_CLASS, "")
+    kind, task = KINDS.get(auto_class, CLASSIFIER)
     hub_base, base_name = hub_id(base.name_or_path), Path(base.name_or_path or "unnamed").name
     data = ModelCardData(
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="automatic-speech-recognition" if recognizes else "audio-classification",
+        pipeline_tag=task,
         base_model=hub_base,  # metadata that names a folder would make a push to the Hub fail
         tags=["audio", "peft-audio"],
     )
     preprocessor = json.loads((folder / PREPROCESSOR_NAME).read_text("utf-8"))
     text = f"""# {plain(Path(location).name)}
 
-{"A recognizer of speech" if recognizes else "An audio classifier"}: `{hub_base or base_name}`, fine-tuned.
+{kind}: `{hub_base or base_name}`, fine-tuned.
 
 ## Use
 
-{code_block("python", (_recognize if recognizes else _snippet)(base, settings, location, is_adapter))}
+{code_block("python", (_recognize if auto_class in RECOGNIZERS else _snippet)(base, settings, location, is_adapter))}
 
-{"" if recognizes else input_text(settings, sampling_rate_of(preprocessor))}{_method(model) if isinstance(model, PeftModel) else ""}- file: {_size(folder)}
+{"" if auto_class in (*RECOGNIZERS, XVECTORS) else input_text(settings, sampling_rate_of(preprocessor))}{_method(model) if isinstance(model, PeftModel) else ""}- file: {_size(folder)}
 
 {training}
 """
@@ -149,4 +159,4 @@ def _snippet(base: PreTrainedModel, settings: dict[str, Any], location: str, is_
         *(["from peft_audio import resize_ast"] * is_resized),
         *("", f"location = {location!r}", *loading, "model.eval()"),
     ]
-    return "\n".join([*lines, *classify_a_file("location", is_multi_label(settings))])
+    return "\n".join([*lines, *hear_a_file("location", settings)])

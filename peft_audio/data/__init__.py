@@ -10,8 +10,8 @@ and `FeatureDataset` pairs them with the labels. Files that cannot be used are l
 waveforms: those of `StreamedClips`, or of a `FeatureDataset` on `FeatureCache("waveforms").compute(clips)`.
 """
 
-from .audiofolder import AUDIO_SUFFIXES, read_audiofolder, read_rows
-from .clips import Clip, ClipTable, DataError, fold_name
+from .audiofolder import AUDIO_SUFFIXES, read_audiofolder
+from .clips import Clip, ClipTable, DataError, Event, fold_name
 from .decoding import BadAudioError, load_clip, load_waveform
 from .feature_cache import FeatureCache, Features
 from .features import (
@@ -25,7 +25,9 @@ from .features import (
     model_inputs,
     pads_to_fixed_seconds,
 )
+from .frames import FrameDataset, FrameGrid, SequenceCollator, prepare_frames
 from .hub import read_hub_dataset, stream_splits
+from .metadata import read_rows
 from .splits import Splits, choose_splits
 from .streaming import StreamedClips, StreamedInputs
 from .torch_features import TorchFeatures
@@ -42,9 +44,13 @@ __all__ = [
     "Clip",
     "ClipTable",
     "DataError",
+    "Event",
     "FeatureCache",
     "FeatureDataset",
     "Features",
+    "FrameDataset",
+    "FrameGrid",
+    "SequenceCollator",
     "SpeechCollator",
     "SpeechData",
     "Splits",
@@ -63,6 +69,7 @@ __all__ = [
     "model_inputs",
     "pads_to_fixed_seconds",
     "prepare_clips",
+    "prepare_frames",
     "prepare_stream",
     "prepare_transcribed",
     "read_audiofolder",

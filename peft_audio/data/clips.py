@@ -21,6 +21,23 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class Event:
+    """A label of a part of a clip.
+
+    Args:
+        label: what is heard.
+        start: from here, in seconds.
+        stop: to here, in seconds.
+        place: the file and line that say so, for error messages.
+    """
+
+    label: str
+    start: float
+    stop: float
+    place: str = ""
+
+
+@dataclass(frozen=True)
 class Clip:
     """One sound.
 
@@ -34,6 +51,7 @@ class Clip:
         stop: where it ends, in seconds; None for the end of the file.
         unknown: labels that the clip may or may not have, in data sets that are only partly labeled.
         text: what is said in it, in data sets for speech recognition.
+        events: what is heard in it from when to when, in data sets with labels of frames; `labels` are theirs, once each.
     """
 
     name: str
@@ -45,6 +63,7 @@ class Clip:
     stop: Optional[float] = None
     unknown: tuple[str, ...] = ()
     text: Optional[str] = None
+    events: Optional[tuple[Event, ...]] = None
 
 
 @dataclass
@@ -65,6 +84,11 @@ class ClipTable:
     def has_texts(self) -> bool:
         """Whether the clips are transcribed, instead of labeled."""
         return any(clip.text is not None for clip in self.clips)
+
+    @property
+    def has_events(self) -> bool:
+        """Whether parts of the clips are labeled, instead of whole clips."""
+        return any(clip.events is not None for clip in self.clips)
 
 
 def fold_name(value: object) -> Optional[str]:

@@ -187,6 +187,26 @@ def load_clip(
     return load_waveform(clip.source, sampling_rate, min_seconds, clip.start, clip.stop, max_seconds)
 
 
+def clip_seconds(clip: Clip) -> Optional[float]:
+    """Return the length of a clip in seconds as the file's header tells it; None where none does.
+
+    Args:
+        clip: the clip.
+    """
+    try:
+        whole = soundfile.info(io.BytesIO(clip.source) if isinstance(clip.source, bytes) else clip.source).duration
+    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # librosa says that it tries its other decoder
+                whole = librosa.get_duration(path=clip.source) if isinstance(clip.source, Path) else None
+        except Exception:  # whatever its decoders raise; decoding itself names what is wrong with the file
+            return None
+    if whole is None:
+        return None
+    return (whole if clip.stop is None else min(whole, clip.stop)) - clip.start
+
+
 def report_bad_files(bad_files: dict[str, str], total: int, skip_bad_files: bool = False) -> None:
     """Log the files that are left out as a warning.
 

@@ -58,7 +58,8 @@ class Splits:
             origin: what the error message calls the data.
 
         Raises:
-            DataError: there is nothing to train or test on, a label has no training clip, or there is one label only.
+            DataError: there is nothing to train or test on, a label has no training clip, or there is one label only; for
+                labels of frames one is enough, but clips of every kind must have an event.
         """
         for name, clips in (("training", self.train), ("test", self.test)):
             if not clips:
@@ -74,10 +75,18 @@ class Splits:
                     f"{origin}: label {quoted(unseen)} appears in the {name} clips but in no training clip, so it "
                     f"cannot be learned. Add training clips with it, or remove its {name} clips."
                 )
+        if any(clip.events is not None for clip in self.clips):
+            return self._checked_events(origin)
         if len(self.labels) < 2:
             raise DataError(
                 f"{origin}: a classifier needs two labels or more, the training clips have {quoted(self.labels)}."
             )
+        return self
+
+    def _checked_events(self, origin: str) -> Splits:
+        for name, clips in (("training", self.train), ("test", self.test), ("validation", self.validation)):
+            if clips and not any(clip.events for clip in clips):
+                raise DataError(f"{origin}: no {name} clip has an event. Add some, or split the clips in another way.")
         return self
 
 

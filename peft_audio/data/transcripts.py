@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import librosa
 import numpy as np
-import soundfile
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from .clips import Clip
-from .decoding import report_bad_files
-from .features import AudioCollator
+from .decoding import clip_seconds, report_bad_files
+from .frames import SequenceCollator
 from .splits import Splits
 from .training_data import compute_features, describe_splits
-
-
-IGNORED = -100  # transformers' mark of targets that do not count
 
 
 class TranscribedDataset(torch.utils.data.Dataset):
@@ -57,7 +49,7 @@ class TranscribedDataset(torch.utils.data.Dataset):
         return {**item, "clips": index} if self.with_indices else item
 
 
-class SpeechCollator(AudioCollator):
+class SpeechCollator(SequenceCollator):
     """Makes batches of items of `TranscribedDataset`: tokens are padded with -100, which losses leave out.
 
     Args:
@@ -66,11 +58,10 @@ class SpeechCollator(AudioCollator):
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch of tensors by name, `labels` among them."""
-        labels = [torch.as_tensor(item["labels"]).long() for item in items]
         clips = {"clips": torch.tensor([item["clips"] for item in items])} if "clips" in items[0] else {}
         inputs = [{name: value for name, value in item.items() if name != "clips"} for item in items]
-        batch = super().__call__([{**item, "labels": index} for index, item in enumerate(inputs)])
-        return {**batch, **clips, "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED)}
+        tokens = [np.asarray(item["labels"], dtype=np.int64) for item in items]
+        return super().__call__([{**item, "labels": ids} for item, ids in zip(inputs, tokens, strict=True)]) | clips
 
 
 @dataclass(frozen=True)
@@ -150,24 +141,9 @@ def longer_than(clips: Sequence[Clip], max_seconds: float) -> dict[str, str]:
         clips: the clips.
         max_seconds: the longest.
     """
-    seconds = {clip.name: _seconds(clip) for clip in clips}
+    seconds = {clip.name: clip_seconds(clip) for clip in clips}
     return {
         name: f"too long ({length:.1f} s, the longest is {max_seconds:g} s: max_seconds)"
         for name, length in seconds.items()
         if length is not None and length > max_seconds
     }
-
-
-def _seconds(clip: Clip) -> Optional[float]:
-    try:
-        whole = soundfile.info(io.BytesIO(clip.source) if isinstance(clip.source, bytes) else clip.source).duration
-    except (soundfile.LibsndfileError, RuntimeError, OSError):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # librosa says that it tries its other decoder
-                whole = librosa.get_duration(path=clip.source) if isinstance(clip.source, Path) else None
-        except Exception:  # whatever its decoders raise; decoding itself names what is wrong with the file
-            return None
-    if whole is None:
-        return None
-    return (whole if clip.stop is None else min(whole, clip.stop)) - clip.start

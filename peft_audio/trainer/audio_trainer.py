@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class AudioTrainer(AdapterTraining):
-    """The Trainer of transformers, for classifiers with one or several labels a clip.
+    """The Trainer of transformers, for classifiers with one or several labels a clip, or with labels of frames.
 
     Its loss is `classification_loss` unless another one is given: many audio classifiers of transformers compute none,
-    or a wrong one, from several labels a clip. See `AdapterTraining` for what else it does.
+    or a wrong one, from several labels a clip or a frame. See `AdapterTraining` for what else it does.
 
     Args:
         model: as for the Trainer.
@@ -51,7 +51,8 @@ class AudioTrainer(AdapterTraining):
         """Return the metrics of `compute_metrics` for a linear probe: what an adapter has to beat.
 
         That is scikit-learn's logistic regression on what the head of the base model reads of each clip, without
-        adapters, averaged over the tokens. It takes one forward pass over both data sets.
+        adapters, averaged over the tokens, or of each frame if these have labels. It takes one forward pass over both data
+        sets.
 
         Args:
             train_dataset: to fit it to.
@@ -98,6 +99,8 @@ class AudioTrainer(AdapterTraining):
     def standard_errors(self, output: PredictionOutput, num_resamples: int = 100, seed: int = 0) -> dict[str, float]:
         """Return the bootstrap standard error, over the clips of a data set, of every metric of `compute_metrics`.
 
+        Draws for which a metric is no number, such as those of clips without any label, are left out.
+
         Args:
             output: of `predict` for the data set.
             num_resamples: how often as many clips are drawn, with replacement.
@@ -111,4 +114,5 @@ class AudioTrainer(AdapterTraining):
             raise ValueError("standard_errors needs the Trainer's `compute_metrics`, which is None.")
         draws = np.random.default_rng(seed).integers(len(targets), size=(num_resamples, len(targets)))
         values = [compute(EvalPrediction(logits[clips], targets[clips])) for clips in draws]
-        return {name: float(np.std([row[name] for row in values], ddof=1)) for name in values[0]}
+        numbers = {name: [row[name] for row in values if np.isfinite(row[name])] for name in values[0]}
+        return {name: float(np.std(n, ddof=1)) if len(n) > 1 else float("nan") for name, n in numbers.items()}

@@ -12,9 +12,13 @@ from peft import PeftModel
 from torch import nn
 
 from ..backbones.module_names import head_modules
+from ..losses import IGNORED
 from ..upstream.torch_modules import install_stand_in, remove_stand_in
 from ..upstream.transformers_models import frame_mask
 from ..utils.undisturbed import undisturbed
+
+
+MAX_FITTED = 20_000
 
 
 def has_frozen_base(model: Any) -> bool:
@@ -37,10 +41,11 @@ def head_features(model: nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[
 
     Args:
         model: a classifier. Adapters on it are switched off.
-        batches: its inputs with `labels`, on its device.
+        batches: its inputs with `labels`, on its device. If these are of frames, what the head reads of each frame is
+            returned, padding left out.
 
     Returns:
-        Features `(clips, d)` in float32, and labels `(clips, ...)`.
+        Features `(clips, d)` in float32, and labels `(clips, ...)`; `(frames, d)` and `(frames, labels)` for labels of frames.
 
     Raises:
         ValueError: the base model trains too.
@@ -58,8 +63,14 @@ def head_features(model: nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[
         model.eval()
         for batch in batches:
             model(**{name: value for name, value in batch.items() if name != "labels"})
-            features.append(_mean_over_tokens(base, seen.pop(), batch.get("attention_mask")).float().cpu())
-            labels.append(batch["labels"].cpu())
+            targets, states = batch["labels"], seen.pop()
+            if targets.dim() == 3:
+                known = targets.ne(IGNORED).all(dim=-1)
+                states, targets = states[known], targets[known]
+            else:
+                states = _mean_over_tokens(base, states, batch.get("attention_mask"))
+            features.append(states.float().cpu())
+            labels.append(targets.cpu())
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 
@@ -96,7 +107,7 @@ def fit_and_score(features: np.ndarray, labels: np.ndarray, others: np.ndarray) 
     """Fit a logistic regression, and return its scores for other clips as a model's logits.
 
     Args:
-        features: `(clips, d)` to fit to.
+        features: `(clips, d)` to fit to; of more than 20,000, evenly spaced ones.
         labels: class indices `(clips,)`, or for several labels a clip 0/1 `(clips, labels)`.
         others: `(other clips, d)`.
 
@@ -106,6 +117,10 @@ def fit_and_score(features: np.ndarray, labels: np.ndarray, others: np.ndarray) 
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
+    if len(features) > MAX_FITTED:  # frames: neighbors say the same
+        chosen = np.linspace(0, len(features) - 1, MAX_FITTED).round().astype(int)
+        features, labels = features[chosen], labels[chosen]
 
     def scores(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, targets)

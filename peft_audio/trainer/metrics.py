@@ -28,7 +28,8 @@ def single_label_metrics(prediction: Any) -> dict[str, float]:
 def multi_label_metrics(prediction: Any) -> dict[str, float]:
     """Return mean average precision and micro-F1 of logits against 0/1 targets, `(clips, labels)` both.
 
-    The precision of logits that are no numbers, as those of a training that went wrong, is none either.
+    The precision of logits that are no numbers, as those of a training that went wrong, is none either, nor is that where
+    no target is 1.
 
     Args:
         prediction: an `EvalPrediction` of the Trainer.
@@ -36,7 +37,8 @@ def multi_label_metrics(prediction: Any) -> dict[str, float]:
     from sklearn.metrics import f1_score
 
     logits, targets = logits_of(prediction.predictions), prediction.label_ids
+    is_defined = np.isfinite(logits).all() and (targets == 1).any()
     return {
-        "map": mean_average_precision(logits, targets) if np.isfinite(logits).all() else float("nan"),
+        "map": mean_average_precision(logits, targets) if is_defined else float("nan"),
         "micro_f1": f1_score(targets, logits > 0, average="micro", zero_division=0),
     }

@@ -33,6 +33,11 @@ def auto_classes_of_type(model_type: str) -> list[str]:
     return [auto for auto, table in _TABLES.items() if model_type in table]
 
 
+def types_of_auto_class(auto_class: str) -> list[str]:
+    """Return the model types that an auto class has a class for, sorted."""
+    return sorted(_TABLES[auto_class])
+
+
 def _names(table: Mapping[str, Any]) -> Iterator[str]:
     for entry in table.values():
         yield from (entry if isinstance(entry, (tuple, list)) else (entry,))

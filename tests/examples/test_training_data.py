@@ -88,3 +88,10 @@ def test_splits_of_a_stream(folder, tmp_path):
         stream_splits(str(tmp_path), None)
     (tmp_path / "validation.parquet").write_bytes((folder / "data" / "test.parquet").read_bytes())
     assert stream_splits(str(tmp_path), None) == {"train": "train", "test": "validation"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_streams_column_says_what_its_task_is(folder, tmp_path):
+    more = ("--streaming", "True", "--max_steps", "1", "--task", "multi_label")
+    with pytest.raises(UsageError, match="--task multi_label: the stream's column has one label a row"):
+        main(arguments(folder, tmp_path, *more))
