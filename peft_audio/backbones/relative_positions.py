@@ -93,6 +93,31 @@ def _made_again(embed_positions: Optional[nn.Module], tokens: torch.Tensor, num_
     return {"relative_position_embeddings": embed_positions(tokens)}
 
 
+def _made_for_prompts_too(
+    source: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict
+) -> dict:
+    assert source is not None  # the row names it
+    return {"position_bias": source(tokens)}
+
+
+def _rotated_in_front(source: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
+    assert source is not None  # the row names it
+    places = torch.arange(-num_prompts, 0, device=tokens.device)[None]
+    grown = (
+        torch.cat([new.expand(*old.shape[:-2], -1, -1), old], dim=-2)
+        for new, old in zip(source(tokens, places), arguments["position_embeddings"])
+    )
+    return {"position_embeddings": tuple(grown)}
+
+
+def _encoded_around(source: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
+    assert source is not None  # the row names it
+    made = source(tokens)
+    # The distances between tokens are in the middle, as the model has them: it may have dropped some out.
+    parts = (made[:, :num_prompts], arguments["position_embeddings"], made[:, -num_prompts:])
+    return {"position_embeddings": torch.cat(parts, dim=1)}
+
+
 def _left_to_attention(source: Optional[nn.Module], tokens: torch.Tensor, num_prompts: int, arguments: dict) -> dict:
     return {"relative_pos": None}
 
@@ -113,8 +138,14 @@ def _cropped_bias(output: tuple, num_prompts: int) -> tuple:
     return (states, weights, bias[:, num_prompts:, num_prompts:], *rest)
 
 
-# wav2vec2-conformer and wav2vec2-bert: embeddings of relative positions, or rotations, made once for all layers.
+# wav2vec2-conformer, wav2vec2-bert, Seamless: embeddings of relative positions, or rotations, made once for all layers.
 CONFORMER_POSITIONS = PositionRule(_made_again, source="encoder.embed_positions")
+# SpeechT5: embeddings of the distances between all tokens, `(tokens, tokens, head_dim)`.
+SPEECHT5_POSITIONS = PositionRule(_made_for_prompts_too, source="wrapped_encoder.embed_positions")
+# Moonshine, LASR, Nemotron's diarization: cosines and sines, `(batch or 1, tokens, head_dim)`.
+ROTARY_POSITIONS = PositionRule(_rotated_in_front, source="rotary_emb")
+# Parakeet: encodings of the distances from one end of the tokens to the other, `(batch, 2 tokens - 1, d)`.
+ENCODED_POSITIONS = PositionRule(_encoded_around, source="encode_positions")
 # SEW-D: attention works the positions out for itself where it is given none.
 DISENTANGLED_POSITIONS = PositionRule(_left_to_attention)
 # WavLM: the first layer's attention makes a bias, `(batch * heads, tokens, tokens)`, that every layer hands on.

@@ -20,7 +20,8 @@ Paths = Union[str, tuple[str, ...]]
 class EncoderSpec:
     """The places of one architecture, and what may be relied upon there: a row of the table of backbones.
 
-    A path may be a tuple of candidates; the first that exists is taken. "The encoder" is the model without its head.
+    A path may be a tuple of candidates; the first that exists is taken. "The encoder" is the model without its head, or the
+    part of it that `encoder` names.
     What a row does not claim gets the slower way that is right for every architecture. The first time that adapters
     are put on a model of a registered type, the claims are checked on made-up inputs, and a row that does not hold is
     refused.
@@ -36,7 +37,10 @@ class EncoderSpec:
             `attention` itself.
         head: the modules of the head, from the model; those that a model lacks are left out. A `ModuleList` stands for
             its items.
-        decoder_layers: the `ModuleList` of decoder layers, from the encoder, where adapters may be put on those as well.
+        encoder: the encoder within a larger model, from the model without its head: an encoder-decoder, or a language model
+            that hears. Where it is not there, the model is the encoder itself.
+        decoder_layers: the `ModuleList` of decoder layers, from the model without its head, where adapters may be put on
+            those as well.
             Their modules have the same paths as an encoder layer's; `attention` is causal. This claim is not checked.
         layer_weights: the parameter that weights the hidden states, from the model, where the type has one.
         head_settings: names of head modules (or of `frame_adapter`), each with the fields of the model's configuration
@@ -51,6 +55,8 @@ class EncoderSpec:
         read_tokens: number of tokens, the first ones, that the head reads; the last adapted layer then computes no
             others. None: the head reads all.
         positions: how relative positions grow with prompts, where attention gets them as an argument.
+        block_attention: whether attention reads the tokens in blocks of a fixed number. Prompts would move the tokens from
+            one block to the next, so they are refused.
         input: the module that the model's input enters, from the encoder; None: no input prompts.
         input_shape: from the model's configuration, the shape of one input without the batch, None for a length that
             varies: `(length,)`, `(rows, columns)` or `(channels, rows, columns)`.
@@ -77,6 +83,7 @@ class EncoderSpec:
     attention_norm: Optional[Paths] = None
     attention_output: Optional[Paths] = None
     head: tuple[str, ...] = ("classifier",)
+    encoder: Optional[Paths] = None
     decoder_layers: Optional[Paths] = None
     layer_weights: Optional[str] = None
     head_settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -86,6 +93,7 @@ class EncoderSpec:
     patch_projection: Optional[Paths] = None
     read_tokens: Optional[int] = None
     positions: Optional[PositionRule] = None
+    block_attention: bool = False
     input: Optional[Paths] = None
     input_shape: Callable[[Any], tuple[Optional[int], ...]] = lambda config: (None,)
     settings: tuple[str, ...] = ()
@@ -124,7 +132,7 @@ class Backbone:
         head: its head modules' paths.
         frame_adapter: path of its convolutions behind the encoder layers, None where it has none.
         input_shape: shape of one input, see `EncoderSpec`.
-        encoder: the model without its head.
+        encoder: the model without its head, or the encoder within it.
         first_layer: the modules of the first encoder layer.
         feature_encoder, patch_projection, position_source: modules, where the architecture has them.
         input_name: path of the module that the input enters, None where the table names none.

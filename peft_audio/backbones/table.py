@@ -1,160 +1,15 @@
-"""Where each model type keeps its parts: the one table, and the only place that knows Hugging Face's module names."""
+"""Finding the parts of a model by the row of its type, and rows that users register."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import nn
 
-from .relative_positions import BIAS_POSITIONS, CONFORMER_POSITIONS, DISENTANGLED_POSITIONS
+from .rows import BACKBONES, UNSUPPORTED, SpecOrRule
 from .spec import Backbone, EncoderSpec, LayerModules, Paths
-
-
-SpecOrRule = Union[EncoderSpec, Callable[[Any], EncoderSpec]]
-
-
-def _image_shape(config: Any) -> tuple[int, ...]:
-    size = config.image_size
-    return (config.num_channels, *((size, size) if isinstance(size, int) else size))
-
-
-_PATCHES = EncoderSpec(
-    layers=("layers", "encoder.layer"),
-    attention="attention",
-    attention_norm="layernorm_before",
-    feed_forward_norm="layernorm_after",
-    feed_forward=("mlp", "output.dense"),
-    patch_projection="embeddings.patch_embeddings.projection",
-    input="embeddings",
-    keys_and_values=("k_proj", "v_proj"),
-)
-
-_AST = replace(
-    _PATCHES,
-    input_shape=lambda config: (config.max_length, config.num_mel_bins),
-    settings=("max_length", "num_mel_bins", "time_stride", "frequency_stride"),
-    read_tokens=2,
-)
-
-_VIT = replace(
-    _PATCHES,
-    input_shape=_image_shape,
-    settings=("image_size",),
-    read_tokens=1,
-)
-
-_DEIT = replace(_VIT, head=("classifier", "cls_classifier", "distillation_classifier"), read_tokens=2)
-
-_FRAMES = EncoderSpec(
-    layers="encoder.layers",
-    attention="attention",
-    feed_forward_norm="layer_norm",
-    feed_forward="feed_forward",
-    head=("projector", "tdnn", "feature_extractor", "classifier", "objective", "lm_head"),
-    layer_weights="layer_weights",
-    frame_projection="projector",
-    settings=("use_weighted_layer_sum",),
-)
-
-_HEAD_SETTINGS = (
-    ("lm_head", ("vocab_size", "pad_token_id", "ctc_loss_reduction", "ctc_zero_infinity")),
-    ("tdnn", ("tdnn_dim", "tdnn_kernel", "tdnn_dilation", "xvector_output_dim")),
-    ("adapter", ("add_adapter", "num_adapter_layers", "adapter_kernel_size", "adapter_stride", "output_hidden_size")),
-)
-
-_WAVEFORM = replace(
-    _FRAMES,
-    feature_encoder="feature_extractor",
-    input="feature_extractor",
-    frame_adapter="adapter",
-    head_settings=_HEAD_SETTINGS,
-)
-
-_WAV2VEC2 = replace(_WAVEFORM, keys_and_values=("k_proj", "v_proj"))
-
-_STABLE_LAYER_NORM: dict[str, Any] = {"attention_norm": "layer_norm", "feed_forward_norm": "final_layer_norm"}
-
-_WAVLM = replace(_WAVEFORM, positions=BIAS_POSITIONS)
-
-# In transformers 5.17 a SEW-D classifier misspells its encoder's prefix, so paths may start from the model.
-_SEW_D = replace(
-    _WAVEFORM,
-    layers=("encoder.encoder.layer", "sew_d.encoder.encoder.layer"),
-    feature_encoder=("feature_extractor", "sew_d.feature_extractor"),
-    input=("feature_extractor", "sew_d.feature_extractor"),
-    attention="attention.self",
-    attention_output="attention.output.dense",
-    feed_forward_norm="attention.output.LayerNorm",
-    feed_forward="output.dense",
-    positions=DISENTANGLED_POSITIONS,
-)
-
-_CONFORMER = replace(
-    _WAVEFORM,
-    attention="self_attn",
-    attention_norm="self_attn_layer_norm",
-    feed_forward_norm="ffn2_layer_norm",
-    feed_forward="ffn2",
-)
-
-_WAV2VEC2_BERT = replace(
-    _CONFORMER,
-    feature_encoder=None,
-    input="feature_projection",
-    input_shape=lambda config: (None, config.feature_projection_input_dim),
-    hides_padding=True,
-)
-
-_WHISPER = replace(
-    _FRAMES,
-    layers=("encoder.layers", "layers"),
-    attention="self_attn",
-    attention_norm="self_attn_layer_norm",
-    feed_forward_norm="final_layer_norm",
-    feed_forward="fc2",
-    decoder_layers="decoder.layers",
-    input=("encoder.conv1", "conv1"),
-    input_shape=lambda config: (config.num_mel_bins, 2 * config.max_source_positions),
-    settings=(*_FRAMES.settings, "max_source_positions"),
-    keys_and_values=("k_proj", "v_proj"),
-)
-
-
-def _by_norms(spec: EncoderSpec) -> SpecOrRule:
-    def rule(config: Any) -> EncoderSpec:
-        places: dict[str, Any] = _STABLE_LAYER_NORM if config.do_stable_layer_norm else {}
-        # A group norm over time in the feature encoder lets padding into every frame.
-        return replace(spec, **places, hides_padding=config.feat_extract_norm == "layer")
-
-    return rule
-
-
-def _with_relative_positions(spec: EncoderSpec) -> SpecOrRule:
-    as_argument = ("relative", "rotary")  # attention works the others out for itself
-    return lambda config: replace(
-        spec, positions=CONFORMER_POSITIONS if config.position_embeddings_type in as_argument else None
-    )
-
-
-BACKBONES: dict[str, SpecOrRule] = {
-    "audio-spectrogram-transformer": _AST,
-    "data2vec-audio": _WAV2VEC2,
-    "deit": _DEIT,
-    "hubert": _by_norms(_WAV2VEC2),
-    "sew": _WAV2VEC2,
-    "sew-d": _SEW_D,
-    "unispeech": _by_norms(_WAV2VEC2),
-    "unispeech-sat": _by_norms(_WAV2VEC2),
-    "vit": _VIT,
-    "wav2vec2": _by_norms(_WAV2VEC2),
-    "wav2vec2-bert": _with_relative_positions(_WAV2VEC2_BERT),
-    "wav2vec2-conformer": _with_relative_positions(_CONFORMER),
-    "wavlm": _by_norms(_WAVLM),
-    "whisper": _WHISPER,
-}
 
 
 # Model types that users registered, and those rows of them that were found to hold.
@@ -223,16 +78,9 @@ def resolve(model: Any) -> Backbone:
     Raises:
         ValueError: if the model type is not in the table, or a place of its row does not exist in this model.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in BACKBONES:
-        raise ValueError(
-            f"{type(model).__name__} has `config.model_type` {model_type!r}, which is not a supported backbone. "
-            f"Supported: {', '.join(supported_backbones())}. For another architecture, say where its parts are with "
-            'peft_audio.register_backbone("my-type", EncoderSpec(layers=..., attention=..., ...)).'
-        )
-    row = BACKBONES[model_type]
+    model_type, row = _row(model)
     spec = row if isinstance(row, EncoderSpec) else row(model.config)
-    encoder = getattr(model, "base_model", model)
+    encoder = _encoder(model, spec)
     layers: Any = _find(encoder, spec.layers, model_type, "layers")
     names = {id(module): name for name, module in model.named_modules()}
     first = locate(layers[0], spec, model_type)
@@ -255,12 +103,38 @@ def resolve(model: Any) -> Backbone:
         patch_projection=_find_optional(encoder, spec.patch_projection, model_type, "patch_projection"),
         position_source=_find_optional(encoder, source, model_type, "positions.source"),
     )
-    return replace(backbone, decoder=_decoder(backbone, names))
+    return replace(backbone, decoder=_decoder(backbone, getattr(model, "base_model", model), names))
 
 
-def _decoder(backbone: Backbone, names: dict[int, str]) -> Optional[Backbone]:
+def _row(model: Any) -> tuple[str, SpecOrRule]:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in BACKBONES:
+        return model_type, BACKBONES[model_type]
+    name, supported = type(model).__name__, f"Supported: {', '.join(supported_backbones())}."
+    if model_type in UNSUPPORTED:
+        raise ValueError(
+            f"{name} has `config.model_type` {model_type!r}, which adapters cannot be put on: {UNSUPPORTED[model_type]}. "
+            f"{supported}"
+        )
+    raise ValueError(
+        f"{name} has `config.model_type` {model_type!r}, which is not a supported backbone. {supported} For another "
+        "architecture, say where its parts are with "
+        'peft_audio.register_backbone("my-type", EncoderSpec(layers=..., attention=..., ...)).'
+    )
+
+
+def _encoder(model: Any, spec: EncoderSpec) -> Any:
+    """Return the module that paths start from: the encoder within the model, the model without its head, or the model."""
+    base_model = getattr(model, "base_model", model)
+    # What transformers calls the base model of an encoder alone may be a part of it.
+    starts = (_first_of(base_model, spec.encoder or ()), base_model, model)
+    found = (start for start in starts if start is not None and _first_of(start, spec.layers) is not None)
+    return next(found, base_model)
+
+
+def _decoder(backbone: Backbone, base_model: nn.Module, names: dict[int, str]) -> Optional[Backbone]:
     """Return the places of the decoder, None for a model without one; `names` are the paths of the model's modules."""
-    layers: Any = _first_of(backbone.encoder, backbone.spec.decoder_layers or ())
+    layers: Any = _first_of(base_model, backbone.spec.decoder_layers or ())
     if layers is None:
         return None
     first = locate(layers[0], backbone.spec, backbone.model_type)
@@ -317,7 +191,7 @@ def _candidates(paths: Paths) -> tuple[str, ...]:
 
 def _shape(norm: nn.Module) -> torch.Size:
     # Under DeepSpeed ZeRO-3 a parameter is empty until it is needed.
-    weight = norm.get_parameter("weight")
+    weight = next(norm.parameters())  # its scale, whatever it is called
     return getattr(weight, "ds_shape", weight.shape)
 
 

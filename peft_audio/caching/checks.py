@@ -110,7 +110,7 @@ def check_deterministic(
         ValueError: it is not. The message names what may be the cause.
     """
     # These act now and then only, so a run without them proves nothing.
-    at_times = _positive_fields(base, LAYERDROP)
+    at_times = _positive_fields(base, [name for name in base.config.to_dict() if name.endswith(LAYERDROP)])
     if getattr(base.config, "apply_spec_augment", False):
         at_times += _positive_fields(base, SPEC_AUGMENT)
     if not at_times and _is_as_in_evaluation(train, base, split_point, inputs):

@@ -293,12 +293,8 @@ class EncoderTunerLayer(HookedTunerLayer):
 
     def _adapt_samples(self, block: str, output: torch.Tensor, block_input: BlockInput) -> torch.Tensor:
         is_mixing = any(reads_neighbours(adapter) for _, adapter in self.active(f"{block}_adapter"))
-        mask = (
-            real_tokens(self.forward_pass.current.attention_mask, self._conventions.true_is_padding)
-            if is_mixing
-            else None
-        )
         output = self._batch_first(output)
+        mask = self._real_tokens(self.forward_pass.current.attention_mask, output) if is_mixing else None
         grid, wirings = self._grid(output.shape[1], is_mixing), getattr(self, f"{block}_wiring")
 
         def adapt(mask: Optional[torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
@@ -311,7 +307,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         """Return what the layer gives, with what the side networks add in the last one."""
         tokens = self._batch_first(first_tensor(output))
         is_mixing = any(reads_neighbours(module) for _, module in self.active("side"))
-        mask = real_tokens(attention_mask, self._conventions.true_is_padding) if is_mixing else None
+        mask = self._real_tokens(attention_mask, tokens) if is_mixing else None
         states = states_of_pass(self.forward_pass.current.side_states)
         call = SideCall(states, self._grid(tokens.shape[1], is_mixing), num_read)
         self.by_adapter(lambda *tensors: call.take_in(self.active("side"), *tensors), tokens, mask)
@@ -321,6 +317,9 @@ class EncoderTunerLayer(HookedTunerLayer):
         tokens = self.by_adapter(lambda tensor: call.add(self.active(AT_THE_END), tensor), tokens)
         states.clear()
         return with_first(output, self._batch_first(tokens))
+
+    def _real_tokens(self, attention_mask: Any, tokens: torch.Tensor) -> Optional[torch.Tensor]:
+        return real_tokens(attention_mask, len(tokens), self._conventions.true_is_padding)
 
     def _grid(self, num_tokens: int, is_mixing: bool) -> tuple[int, int]:
         state = self.forward_pass.current

@@ -32,8 +32,11 @@ def grow_mask(mask: Any, num_prompts: int, grow_queries: bool, true_is_padding: 
     return mask
 
 
-def real_tokens(mask: Any, true_is_padding: bool = False) -> Optional[torch.Tensor]:
-    """Return `(batch, tokens)`, True for tokens and False for padding, from a mask as in `grow_mask` or None.
+def real_tokens(mask: Any, batch_size: int, true_is_padding: bool = False) -> Optional[torch.Tensor]:
+    """Return `(batch_size, tokens)`, True for tokens and False for padding, from a mask as in `grow_mask` or None.
+
+    A token is what some token attends to, in the first head: masks may hide padding from every query, tokens outside of a
+    window or chunk from one, and everything from a query that is padding itself.
 
     Raises:
         ValueError: for a mask of another form.
@@ -41,9 +44,10 @@ def real_tokens(mask: Any, true_is_padding: bool = False) -> Optional[torch.Tens
     if mask is None:
         return None
     _check(mask)
-    # Padding is hidden from all queries alike; a decoder's last one may read all tokens.
-    keys = mask if mask.dim() == 2 else mask[:, 0, -1]
-    return keys == 0 if true_is_padding or _is_additive(mask) else keys != 0
+    pairs = mask if mask.dim() == 2 else mask[:, 0]
+    attends = pairs == 0 if true_is_padding or _is_additive(mask) else pairs != 0
+    keys = attends if mask.dim() == 2 else attends.any(dim=1)
+    return keys.expand(batch_size, -1)  # a mask may be one for all
 
 
 def without_prompt_rows(output: Any, num_prompts: int) -> Any:

@@ -39,18 +39,16 @@ class ModelCalls:
             self.forward_pass.request = request  # for the next call of the model
 
     def run_encoder(self, forward: Callable[..., Any], encoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run the encoder, for the model or for whoever calls it alone."""
-        outer = self.forward_pass.current
+        """Run the encoder, for the model or for whoever calls it alone.
+
+        `generate` of an encoder-decoder does, with what `adapter_names` asked for.
+        """
+        request, outer = self.forward_pass.request, self.forward_pass.current
+        if request is not None:
+            return run_mixed(self.forward_pass, request, forward, args, kwargs)
         if outer.samples is not None:
             check_size(outer.samples, args, kwargs)
         return self.forward_pass.run(PassState(outer, outer.samples), forward, *args, **kwargs)
-
-    def run_alone(self, forward: Callable[..., Any], encoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run the encoder of an encoder-decoder, which `generate` calls by itself, with what `adapter_names` asked for."""
-        request, outer = self.forward_pass.request, self.forward_pass.current
-        if request is None:
-            return self.forward_pass.run(PassState(outer, outer.samples), forward, *args, **kwargs)
-        return run_mixed(self.forward_pass, request, forward, args, kwargs)
 
 
 def install_model_calls(model: Any, backbone: Backbone) -> None:
@@ -60,12 +58,11 @@ def install_model_calls(model: Any, backbone: Backbone) -> None:
     calls = ModelCalls(ForwardPass.of(model))
     model.register_forward_pre_hook(calls.claim, prepend=True)
     wrap_forward(model, calls.run_model, outermost=True)
-    if backbone.encoder is not model:
-        wrap_forward(backbone.encoder, calls.run_encoder, outermost=True)
+    encoders: list[Any] = [backbone.encoder]
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
-        encoder: Any = model.get_encoder()
-        if encoder not in (model, backbone.encoder):
-            wrap_forward(encoder, calls.run_alone, outermost=True)
+        encoders.append(model.get_encoder())
+    for encoder in {id(encoder): encoder for encoder in encoders if encoder is not model}.values():
+        wrap_forward(encoder, calls.run_encoder, outermost=True)
 
 
 def model_calls(model: nn.Module) -> Optional[ModelCalls]:

@@ -137,7 +137,7 @@ class _Watch:
         tokens = call.get(names[0]) if self._before_norm is None else self._before_norm
         tokens = tokens if self.spec.batch_first else tokens.transpose(0, 1)
         padding = self.spec.padding_mask
-        real = real_tokens(call.get(padding or "attention_mask"), padding is not None)
+        real = real_tokens(call.get(padding or "attention_mask"), len(tokens), padding is not None)
         if real is None or real.shape != tokens.shape[:2]:
             self.tokens = tokens.flatten(0, 1)
         else:

@@ -44,10 +44,16 @@ def names_of_layers(config: EncoderAdapterConfig, backbone: Backbone) -> list[st
 
 
 def check_parts(config: EncoderAdapterConfig, parts: AdapterParts, stack: Backbone) -> None:
-    """Raise ValueError if these parts would be wrong in a decoder, which `stack` may be.
+    """Raise ValueError if these parts would be wrong in these layers.
 
-    There a token must not depend on later ones, and layers run on the new tokens alone where earlier ones are cached.
+    In a decoder a token must not depend on later ones, and layers run on the new tokens alone where earlier ones are cached.
     """
+    if parts.prompt is not None:
+        rule = (
+            f"of a method without prompts on {stack.model_type}, whose attention reads blocks of a fixed number of tokens, which "
+            "prompts would move from one block to the next"
+        )
+        require(not stack.spec.block_attention, "config", rule, type(config).__name__)
     if not stack.is_decoder:
         return
     adapters = [getattr(parts, name) for name in ADAPTERS if getattr(parts, name) is not None]

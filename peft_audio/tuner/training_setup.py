@@ -7,7 +7,7 @@ from torch import nn
 from ..backbones.spec import Backbone
 
 
-LAYERDROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+LAYERDROP = "layerdrop"  # how the attributes end, some with the name of a stack in front
 CHANGED = "_before_adapters"  # on the model: what was changed, (object, attribute, value)
 MISSING = object()
 
@@ -23,8 +23,8 @@ def install_training_setup(model: nn.Module, backbone: Backbone) -> None:
     wanted = [
         (holder, name, 0.0)
         for holder in (model.config, *model.modules())
-        for name in LAYERDROP
-        if isinstance(vars(holder).get(name), float)
+        for name, value in vars(holder).items()
+        if name.endswith(LAYERDROP) and isinstance(value, float)
     ]
     if backbone.spec.frame_projection is not None:
         wanted.append((model, "accepts_loss_kwargs", False))

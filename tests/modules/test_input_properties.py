@@ -141,10 +141,37 @@ def test_a_grown_mask_is_the_old_one_with_new_tokens_in_front(form, lengths, one
     old = grown[..., added:] if form == "keys" else grown[:, :, added * grows :, added:]
     assert torch.equal(old, mask)
     last = grown if form == "keys" else grown[:, :, -1:]
-    assert torch.equal(real_tokens(last), nn.functional.pad(real, (added, 0), value=True))
+    assert torch.equal(real_tokens(last, len(lengths)), nn.functional.pad(real, (added, 0), value=True))
     if grows and added:
-        assert real_tokens(grown[:, :, :1]).all()  # what prompts attend to is thrown away
+        assert real_tokens(grown[:, :, :1], len(lengths)).all()  # what prompts attend to is thrown away
     assert torch.equal(grow_mask(grow_mask(mask, numbers[0], grow_queries), numbers[1], grow_queries), grown)
+
+
+@examples(150)
+@hypothesis.given(
+    form=some.sampled_from(["additive", "integer", "boolean"]),
+    lengths=some.lists(some.integers(1, 9), min_size=1, max_size=4),
+    window=some.tuples(some.integers(0, 4), some.integers(0, 4)),
+    chunk=some.integers(1, 4),
+    padding_reads=some.booleans(),
+)
+def test_tokens_are_told_from_padding_under_windows_chunks_and_queries_that_read_nothing(
+    form, lengths, window, chunk, padding_reads
+):
+    keys = max(lengths)
+    real = torch.arange(keys) < torch.tensor(lengths)[:, None]
+    places = torch.arange(keys)
+    distances = places[:, None] - places
+    near = (distances <= window[0]) & (-distances <= window[1]) | (places[:, None] // chunk == places // chunk)
+    attends = real[:, None, None] & near  # every query reads itself, unless it is padding
+    if not padding_reads:
+        attends = attends & real[:, None, :, None]
+    masks = {
+        "boolean": attends,
+        "integer": attends.long(),
+        "additive": torch.zeros(attends.shape).masked_fill(~attends, float("-inf")),
+    }
+    assert torch.equal(real_tokens(masks[form], len(lengths)), real)
 
 
 @examples(80)

@@ -21,8 +21,12 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_real_tokens(form):
-    assert torch.equal(real_tokens(FORMS[form]), PADDED)
-    assert real_tokens(None) is None
+    assert torch.equal(real_tokens(FORMS[form], 2), PADDED)
+    assert real_tokens(None, 2) is None
+
+
+def test_one_mask_for_a_whole_batch():
+    assert torch.equal(real_tokens(torch.zeros(1, 1, 3, 3), 4), torch.ones(4, 3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -32,7 +36,7 @@ def test_everyone_attends_to_new_tokens_in_front(form, grow_queries):
     assert grown.dtype == FORMS[form].dtype
     expected = torch.nn.functional.pad(PADDED, (2, 0), value=True)
     # The rows of the new tokens attend everywhere, what they give is thrown away.
-    assert torch.equal(real_tokens(grown[:, :, -1:] if grown.dim() == 4 else grown), expected)
+    assert torch.equal(real_tokens(grown[:, :, -1:] if grown.dim() == 4 else grown, 2), expected)
     if form in ("boolean", "additive"):
         assert grown.shape == (2, 1, 5 if grow_queries else 3, 5)
         attends = grown == (0 if form == "additive" else 1)
@@ -41,7 +45,7 @@ def test_everyone_attends_to_new_tokens_in_front(form, grow_queries):
 
 @pytest.mark.parametrize("mask", [torch.zeros(1, 2, 2), "block mask"])
 def test_other_forms_are_refused(mask):
-    for use in (real_tokens, lambda mask: grow_mask(mask, 1, grow_queries=False)):
+    for use in (lambda mask: real_tokens(mask, 1), lambda mask: grow_mask(mask, 1, grow_queries=False)):
         with pytest.raises(ValueError, match="Load the model with attn_implementation='sdpa' or 'eager'"):
             use(mask)
 

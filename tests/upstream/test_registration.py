@@ -43,4 +43,4 @@ def test_public_names():
     for name in peft_audio.__all__:
         assert getattr(peft_audio, name).__doc__, name
     audio_types = set(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES)
-    assert set(peft_audio.supported_backbones()) == audio_types | {"vit", "deit"}
+    assert audio_types < set(peft_audio.supported_backbones())
