@@ -330,6 +330,7 @@ def test_an_adapter_loads_with_its_base_model_in_one_line(encoder, tmp_path):
         torch.testing.assert_close(first_output(again(**inputs)), first_output(model(**inputs)))
 
 
+SCORES = {"output_scores": True, "return_dict_in_generate": True}
 GENERATE = ["speech_to_text", "speecht5", "moonshine", "moonshine_streaming", "seamless_m4t", "seamless_m4t_v2"]
 
 
@@ -340,7 +341,7 @@ def test_generated_text_is_that_of_each_clips_adapter(encoder, method):
     model = get_peft_model(encoder.make(), METHODS[method](), "first")
     model.add_adapter("second", METHODS[method]())
     expected, names = {}, ["second", "first"]
-    options = {"max_new_tokens": 4, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    options = {"max_new_tokens": 4, "do_sample": False, **SCORES}
     for seed, name in enumerate(names):
         model.set_adapter(name)
         randomize(model, seed=seed, std=0.5).eval()
@@ -349,3 +350,24 @@ def test_generated_text_is_that_of_each_clips_adapter(encoder, method):
     assert not torch.allclose(expected["first"][0], expected["second"][0], atol=1e-3)
     for row, name in enumerate(names):
         torch.testing.assert_close(mixed[0, row], expected[name][0, row], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["embedding_prompt", "joint", "bottleneck_sequential"])
+@pytest.mark.parametrize("stack", ["decoder", "both"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_decoder_with_cache_gives_what_it_gives_without(method, stack, beams):
+    encoder = ENCODERS["speech_to_text"]
+    model = randomize(get_peft_model(encoder.make(), METHODS[method](stack=stack)), std=0.5).eval()
+    options = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
+    scores = [model.generate(**encoder.inputs(), **options, use_cache=cache, **SCORES) for cache in (True, False)]
+    assert torch.equal(scores[0].sequences, scores[1].sequences)
+    torch.testing.assert_close(scores[0].scores, scores[1].scores, atol=1e-4, rtol=1e-4)
+    with model.disable_adapter():
+        base = model.generate(**encoder.inputs(), **options, **SCORES)
+    assert not torch.allclose(base.scores[0], scores[0].scores[0], atol=1e-3)
+
+
+def test_decoders_that_cannot_be_adapted_are_refused():
+    for name in ("moonshine", "speecht5", "seamless_m4t", "voxtral"):
+        with pytest.raises(ValueError, match="`stack` must be 'encoder' on this model of type"):
+            get_peft_model(ENCODERS[name].make(), ParallelMLPAdapterConfig(stack="decoder"))
