@@ -21,9 +21,11 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import examples_path  # noqa: F401
 import librosa
@@ -80,6 +82,14 @@ class Utterance:
     @property
     def voice(self) -> str:
         return f"{ACCENTS[self.speaker % len(ACCENTS)]}+{VOICES[self.speaker]}"
+
+    @property
+    def text(self) -> str:
+        return SENTENCES[self.sentence]
+
+    @property
+    def style(self) -> tuple[int, int]:
+        return STYLES[self.video]
 
 
 def write_corpus(folder: str | Path, sentences: int = len(SENTENCES)) -> None:
@@ -153,7 +163,18 @@ def recorded(waveform: np.ndarray, utterance: Utterance) -> np.ndarray:
 # ---- eSpeak NG -------------------------------------------------------------------------------------------------------
 
 
-def speak(utterances: list[Utterance]) -> list[np.ndarray]:
+class Spoken(Protocol):
+    """What a voice of eSpeak NG says, and how: words a minute, and pitch."""
+
+    @property
+    def voice(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def style(self) -> tuple[int, int]: ...
+
+
+def speak(utterances: Sequence[Spoken]) -> list[np.ndarray]:
     """What is spoken, each float32 of shape (samples,) at 16 kHz.
 
     Raises:
@@ -168,7 +189,7 @@ def speak(utterances: list[Utterance]) -> list[np.ndarray]:
     return [librosa.resample(waveform, orig_sr=rate, target_sr=SAMPLING_RATE) for waveform in waveforms]
 
 
-def synthesize(utterances: list[Utterance]) -> tuple[int, list[np.ndarray]]:
+def synthesize(utterances: Sequence[Spoken]) -> tuple[int, list[np.ndarray]]:
     """The sampling rate in Hz, and the samples of each utterance, float32, full scale 1.
 
     Raises:
@@ -186,7 +207,8 @@ def synthesize(utterances: list[Utterance]) -> tuple[int, list[np.ndarray]]:
         return 0
 
     data = Path(espeakng_loader.get_data_path())
-    missing = [voice for voice in VOICES if not (data / "voices" / "!v" / voice).is_file()]
+    variants = dict.fromkeys(utterance.voice.rpartition("+")[2] for utterance in utterances)
+    missing = [variant for variant in variants if not (data / "voices" / "!v" / variant).is_file()]
     if missing:  # eSpeak NG would speak with its usual voice instead
         raise ValueError(f"{data}: eSpeak NG has no voice {', '.join(missing)}. Install espeakng-loader 0.2.4.")
     rate = library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(data), DO_NOT_EXIT)
@@ -198,10 +220,10 @@ def synthesize(utterances: list[Utterance]) -> tuple[int, list[np.ndarray]]:
     for utterance in utterances:
         if library.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
             raise ValueError(f"{data}: eSpeak NG cannot speak {utterance.voice!r}. Install espeakng-loader 0.2.4.")
-        words_a_minute, pitch = STYLES[utterance.video]
+        words_a_minute, pitch = utterance.style
         library.espeak_SetParameter(RATE, words_a_minute, 0)
         library.espeak_SetParameter(PITCH, pitch, 0)
-        text = SENTENCES[utterance.sentence].encode()
+        text = utterance.text.encode()
         size = ctypes.c_size_t(len(text) + 1)
         library.espeak_Synth(text, size, 0, CHARACTERS, 0, UTF_8, None, None)
         waveforms.append(np.concatenate(chunks))

@@ -12,23 +12,19 @@ A run with N shots draws N clips of each class from the folds that train, by its
 """
 
 import functools
-import json
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import examples_path
 import numpy as np
 import torch
-from files import write_text
+from comparison_runs import RunArguments, append_missing, check_file, read_records
 from real_model_report import print_report
 from real_model_rows import EPOCHS, ROWS, Row
-from rich.console import Console
 from train_classification import UsageError, apply_method, single_label_metrics
 from transformers import HfArgumentParser, PrinterCallback, set_seed
 from transformers.utils import logging
@@ -50,18 +46,15 @@ SECONDS = 5
 
 
 @dataclass
-class SharedArguments:
+class SharedArguments(RunArguments):
     """Of this script and of real_model_rates.py."""
 
-    output_dir: str = field(metadata={"help": "Where the results are, or will be."})
     data_dir: str | None = field(default=None, metadata={"help": "ESC-10 as an audiofolder with a column fold."})
     model_name_or_path: str = field(default=str(MODEL), metadata={"help": "A Whisper."})
     methods: list[str] = field(
         default_factory=lambda: list(ROWS), metadata={"help": "Rows of the table.", "choices": list(ROWS)}
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds; with --shots: of the draws too."})
-    jobs: int = field(default=1, metadata={"help": "Runs at a time, each on one thread, all on the same GPU."})
-    table: bool = field(default=False, metadata={"help": "Only print the tables of the results there are."})
 
 
 @dataclass
@@ -107,18 +100,6 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     return records
 
 
-def read_records(path: Path) -> list[dict]:
-    """The records of a results file, without a line that was cut off."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # a run that was killed while it wrote
-    return records
-
-
 def wanted_runs(args: Arguments) -> list[Run]:
     """The runs that the arguments ask for, those that compare all methods first."""
     # With few clips a draw and a test fold go together, so that draws cover the folds.
@@ -137,33 +118,13 @@ def run_missing(
         UsageError: there is no data to train on, or no file to print.
     """
     if args.table:
-        if not path.is_file():
-            raise UsageError(f"--table: there is no {path}. Run the comparison first, without --table.")
-        return
+        return check_file(path)
     if args.data_dir is None:
         raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
     with tempfile.TemporaryDirectory() as cache_dir:
         source = Source(args.model_name_or_path, args.data_dir, cache_dir, cpu)
         load_data(source)  # computes the features, once for all processes
         append_missing(path, runs, functools.partial(train_one, source), args.jobs)
-
-
-def append_missing(path: Path, runs: list, train_one: Callable[[Any], dict], jobs: int) -> None:
-    """Appends to the file at `path` what `train_one` returns for each of `runs` (tuples with names) that it lacks."""
-    records = read_records(path)
-    done = {tuple(record[name] for name in runs[0]._fields) for record in records}
-    runs = [run for run in runs if run not in done]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))  # whole lines only, to append to
-    console = Console(stderr=True)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as executor:
-        futures = {executor.submit(train_one, run): run for run in runs}
-        for number, future in enumerate(as_completed(futures), start=1):
-            record = future.result()
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            told = ", ".join(f"{name} {value}" for name, value in futures[future]._asdict().items())
-            console.print(f"{number}/{len(runs)} {told}: {record['accuracy']:.3f} ({record['seconds']:.0f} s)")
 
 
 def train(source: Source, run: Run) -> dict[str, Any]:

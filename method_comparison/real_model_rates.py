@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from real_model import SharedArguments, Source, fit, load_data, read_records, run_missing
-from real_model_report import markdown
+from comparison_runs import markdown, read_records
+from real_model import SharedArguments, Source, fit, load_data, run_missing
 from real_model_rows import EPOCHS, ROWS
 from rich.console import Console
 from transformers import HfArgumentParser

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+from comparison_runs import markdown
 from matplotlib.figure import Figure
 from plots.files import check_picture, save_picture
 from real_model_rows import ROWS
@@ -167,10 +168,6 @@ def interval(groups: list[dict[tuple[str, int], list[float]]]) -> tuple[float, f
     draws = np.random.default_rng(0).integers(len(values), size=(NUM_RESAMPLES, len(values)))
     low, high = np.percentile(100 * values[draws].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def draw(records: list[dict]) -> Figure:

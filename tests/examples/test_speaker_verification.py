@@ -315,7 +315,7 @@ def test_a_voice_that_the_synthesiser_lacks_is_refused(monkeypatch):
     pytest.importorskip("espeakng_loader", reason="it lists the voices of eSpeak NG")
     monkeypatch.setattr(generated_voices, "VOICES", ("m1", "nobody"))
     with pytest.raises(ValueError, match="eSpeak NG has no voice nobody"):
-        generated_voices.synthesize([])
+        generated_voices.synthesize([generated_voices.Utterance(speaker, 0) for speaker in (0, 1)])
 
 
 @pytest.mark.parametrize("sentences", [2, 99])

@@ -5,7 +5,8 @@ import json
 import pytest
 import real_model
 import real_model_rates
-from real_model import Run, Source, draw, main, read_records, wanted_runs
+from comparison_runs import read_records
+from real_model import Run, Source, draw, main, wanted_runs
 from real_model_rates import Trial
 from real_model_report import difference, interval, recommendations, table, with_cpu_seconds
 from real_model_rows import EPOCHS, ROWS
