@@ -30,7 +30,7 @@ def save_ast(folder):
 
 
 def save_wav2vec2(folder):
-    make("wav2vec2").save_pretrained(folder)
+    make("wav2vec2", bare=True).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
 
 

@@ -6,14 +6,16 @@ import shutil
 
 import huggingface_hub
 import pytest
-from site_pages import PAGES, fill_cache, python_blocks
+from site_pages import DOCS, PAGES, fill_cache, python_blocks
 from sounds import write_tones
 
 from peft_audio.backbones import table
 
 
 # Blocks that cannot run here, by their first line, with the reason.
-NOT_RUN: dict[str, str] = {}
+NOT_RUN = {
+    "from peft_audio.backbones import contrib": "the model's code is on the Hub; tests/backbones/test_contrib.py runs such models",
+}
 WITH_CODE = [name for name, path in PAGES.items() if any(python_blocks(path.read_text(encoding="utf-8")))]
 
 
@@ -52,3 +54,9 @@ def test_blocks_are_found():
 def test_what_is_not_run_is_there():
     starts = {code.splitlines()[0] for path in PAGES.values() for _, code in python_blocks(path.read_text("utf-8"))}
     assert NOT_RUN.keys() <= starts
+
+
+def test_the_table_of_tasks_is_the_readmes():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("| model type | classes |") :].split("\n\n")[0]
+    assert table in PAGES["backbones.md"].read_text(encoding="utf-8")
