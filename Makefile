@@ -3,7 +3,7 @@ VENV ?= .venv
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-small test test-examples test-oldest test-newest test-peft lint docs clean
+.PHONY: demo demo-small test test-examples test-oldest test-newest test-peft lint docs release clean
 
 # Adapts Whisper's encoder to real recordings, without network.
 demo: $(VENV)/installed
@@ -53,10 +53,11 @@ test-newest: $(VENV)/newest/made
 test-peft: $(VENV)/peft_suite/made
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/peft_suite/run.py
 
-# Docstrings, types (mypy takes a minute or two the first time) and which room may import which, set in pyproject.toml.
+# Docstrings, spelling, types (mypy takes a minute or two the first time) and which room may import which, set in pyproject.toml.
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
@@ -114,5 +115,23 @@ $(VENV)/peft_suite/made: $(VENV)/installed-tests
 		diffusers==0.42.1 parameterized==0.9.0
 	touch $@
 
+# Builds sdist and wheel into dist, looks at what is in them, and uses the wheel where nothing else is. What the wheel needs
+# has the versions of requirements-dev.txt there, so that pip brings no CUDA with torch.
+release: $(VENV)/packaging/made
+	rm -rf dist build/lib build/bdist*
+	$(VENV)/packaging/bin/python -m build
+	$(VENV)/packaging/bin/python -m twine check --strict dist/*
+	$(VENV)/packaging/bin/python .ci/release_contents.py dist
+	rm -rf $(VENV)/release
+	$(PYTHON) -m venv $(VENV)/release
+	$(VENV)/release/bin/python -m pip install --quiet --no-compile --constraint requirements-dev.txt dist/*.whl
+	$(VENV)/release/bin/python -I .ci/release_smoke_test.py
+
+$(VENV)/packaging/made: requirements-release.txt
+	rm -rf $(VENV)/packaging
+	$(PYTHON) -m venv $(VENV)/packaging
+	$(VENV)/packaging/bin/python -m pip install --quiet --no-compile -r requirements-release.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

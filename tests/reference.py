@@ -53,7 +53,7 @@ def bottleneck(x, adapter, activation, scaling=1.0):
 
 
 def convolve(x, weight, grid):
-    """LoAA's convolution, position by position; tokens in front of the grid see the centre tap alone."""
+    """LoAA's convolution, position by position; tokens in front of the grid see the center tap alone."""
     rows, columns = grid
     _, _, height, width = weight.shape
     special = x.shape[1] - rows * columns

@@ -102,7 +102,7 @@ def test_rates_and_costs_worked_out_by_hand(targets, nontargets, rate, rare_cost
     ],
     ids=str,
 )
-def test_the_cost_weighs_and_normalises_as_nist_does(settings, cost):
+def test_the_cost_weighs_and_normalizes_as_nist_does(settings, cost):
     assert min_dcf(*trials([1, 3], [0, 0, 0, 2]), **settings) == pytest.approx(cost, abs=1e-12)
 
 

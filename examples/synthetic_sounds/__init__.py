@@ -4,7 +4,7 @@ A clip is made in four steps, all driven by one `numpy.random.Generator`, so a s
 
 1. a *source* is rendered (a tone, a noise, a struck bar, a bark-like burst, ...);
 2. a *pattern* places it in time (steady, fading, tremolo, one event, regular events, ...);
-3. equalisation, reverberation and background noise are added;
+3. equalization, reverberation and background noise are added;
 4. the clip gets its length and its level.
 
 Sources and patterns live in registries by name. Those marked as held out never appear in pretraining; they make the

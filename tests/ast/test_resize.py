@@ -33,7 +33,7 @@ def test_a_longer_input_interpolates_linearly():
     before, _ = grid(model)
     resize_ast(model, max_length=66)  # 6
     after, _ = grid(model)
-    # Positions of the new grid's centres in units of the old one: -0.25, 0.25, 0.75, ..., clamped at the ends.
+    # Positions of the new grid's centers in units of the old one: -0.25, 0.25, 0.75, ..., clamped at the ends.
     for index in range(6):
         place = min(max((index + 0.5) / 2 - 0.5, 0), 2)
         low = int(place)

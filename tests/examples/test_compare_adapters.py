@@ -101,7 +101,7 @@ def test_a_group_answers_in_one_call_of_its_model(workspace):
     assert calls == [(3, 3)]
     calls.clear()
     comparison.predict(CLIP, RATE, OF_AST)
-    # The rest differ in the number of labels, the type, the input's length and its normalisation.
+    # The rest differ in the number of labels, the type, the input's length and its normalization.
     assert sorted(calls) == [(1, 1)] * 4 + [(3, 3)]
 
 

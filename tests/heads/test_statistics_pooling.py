@@ -57,8 +57,8 @@ def test_the_head_is_ipets(backbone, weighted):
             frames = torch.stack(outputs.hidden_states).mean(0)  # the weights start equal
         statistics = torch.cat([frames.mean(1), frames.std(1)], dim=-1)
         norm, linear = model.classifier
-        centred = statistics - statistics.mean(-1, keepdim=True)
-        normalized = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        centered = statistics - statistics.mean(-1, keepdim=True)
+        normalized = centered / (centered.square().mean(-1, keepdim=True) + norm.eps).sqrt()
         expected = (normalized * norm.weight + norm.bias) @ linear.weight.T + linear.bias
     torch.testing.assert_close(outputs.logits, expected, atol=1e-5, rtol=1e-4)
     assert linear.weight.shape == (NUM_LABELS, 2 * HIDDEN_SIZE)

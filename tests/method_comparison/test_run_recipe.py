@@ -318,7 +318,7 @@ def test_labels_that_nobody_gave_do_not_count():
     assert list(training[0]["labels"]) == [1, -100, 0]
 
 
-def test_spectrograms_are_masked_then_normalised():
+def test_spectrograms_are_masked_then_normalized():
     recipe = dataclasses.replace(load_recipe("ipet/ast-esc50"), spec_augment=(8, 4))
     preparation = Preparation(recipe, Identity(), statistics=(-4.0, 3.0))
     spectrogram = np.full((46, 36), 2.0, dtype=np.float32)

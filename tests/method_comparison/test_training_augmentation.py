@@ -131,7 +131,7 @@ def test_both_masks_apply_and_leave_the_rest():
     assert np.array_equal(masked[~hidden], spectrogram[~hidden])
 
 
-def test_masking_normalised_spectrograms_equals_normalising_masked_ones():
+def test_masking_normalized_spectrograms_equals_normalizing_masked_ones():
     extractor = ASTFeatureExtractor(num_mel_bins=36, max_length=46, mean=-6.6, std=5.4)
     raw = ASTFeatureExtractor(num_mel_bins=36, max_length=46, do_normalize=False)
     before, after = (

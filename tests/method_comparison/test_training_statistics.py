@@ -22,7 +22,7 @@ def test_they_equal_those_of_the_concatenation(offset):
     assert found == pytest.approx((everything.mean(), everything.std()), rel=1e-9)
 
 
-def test_they_normalise_the_input_of_ast_to_mean_0_and_standard_deviation_a_half():
+def test_they_normalize_the_input_of_ast_to_mean_0_and_standard_deviation_a_half():
     def spectrograms(**options):
         extractor = ASTFeatureExtractor(num_mel_bins=36, max_length=46, **options)
         for seed, label in enumerate(["low", "middle", "high"]):
