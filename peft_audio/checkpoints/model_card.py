@@ -35,6 +35,7 @@ from .card_parts import (
     sampling_rate_of,
     transcribe_a_file,
 )
+from .card_results import CLASSIFICATION, TASKS, Score, eval_results, metric_types
 from .stock_card import stock_card
 
 
@@ -43,14 +44,7 @@ CARD_NAME = "README.md"
 ADAPTER, TRAINING = "adapter", "training"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 METHOD_TAG = "peft-audio:"
-
-Score = Union[float, tuple[float, float]]
-
 TOKENIZER_NAME = "tokenizer_config.json"
-TASKS = {  # of the Hub, by auto class
-    "AutoModelForCTC": "automatic-speech-recognition",
-    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
-}
 
 
 @dataclass(frozen=True)
@@ -134,7 +128,8 @@ def write_card(
         model: the trained model, if it is not an adapter of this package: other files do not say labels and input.
         location: what the code in the model card loads, a path or an id on the Hub; None for the folder's name.
         training: Markdown about the data and the training; without it and `results` that part stays as it was.
-        results: scores by name of the metric, each a number or (mean, standard deviation).
+        results: scores by name of the metric, each a number or (mean, standard deviation). They are in the metadata as
+            well (`model-index`), where the Hub reads them, on the data set that is alone in `datasets`.
         metadata: fields of the model card's metadata to set, such as `datasets` and `license`; `tags` are added.
 
     Raises:
@@ -154,8 +149,16 @@ def write_card(
     card = _make_card(folder, model, name, training_text(training, results), fields.pop("tags", ()))
     for field, value in fields.items():
         setattr(card.data, field, value)
+    if results:
+        _set_results(card.data, results, name)
     with written_together(folder) as staged:
         card.save(staged / CARD_NAME)
+
+
+def _set_results(data: Any, results: Mapping[str, Score], name: str) -> None:
+    task = data.pipeline_tag or CLASSIFICATION
+    data.model_name, data.eval_results = Path(name).name, eval_results(results, task, data.datasets)
+    data.metrics = data.metrics or metric_types(results)
 
 
 def _make_card(
@@ -245,7 +248,7 @@ def updated_card(
         text = _with_part(text, TRAINING, training)
     data = (ModelCardData() if card is None else card.data).to_dict()
     own: dict[str, Any] = {"library_name": "peft", "base_model": facts.hub_base_model}
-    task = "audio-classification" if facts.is_audio_classifier else TASKS.get(facts.settings.get(AUTO_CLASS, ""))
+    task = CLASSIFICATION if facts.is_audio_classifier else TASKS.get(facts.settings.get(AUTO_CLASS, ""))
     if task is not None:
         own["pipeline_tag"] = data.get("pipeline_tag") or task
     kept = [tag for tag in [*tags, *tags_of(card)] if not tag.startswith(("base_model:", METHOD_TAG))]
