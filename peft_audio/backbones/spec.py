@@ -52,6 +52,7 @@ class EncoderSpec:
             be frozen with `_freeze_parameters()`.
         patch_projection: the convolution that cuts the input into patches, from the encoder: its output
             `(batch, d, rows, columns)` is the grid of the last tokens. None: the tokens are one row of time.
+        rows_are_time: whether a row of that grid is a step of time and a column a frequency, and not the other way round.
         read_tokens: number of tokens, the first ones, that the head reads; the last adapted layer then computes no
             others. None: the head reads all.
         positions: how relative positions grow with prompts, where attention gets them as an argument.
@@ -91,6 +92,7 @@ class EncoderSpec:
     frame_projection: Optional[str] = None
     feature_encoder: Optional[Paths] = None
     patch_projection: Optional[Paths] = None
+    rows_are_time: bool = False
     read_tokens: Optional[int] = None
     positions: Optional[PositionRule] = None
     block_attention: bool = False

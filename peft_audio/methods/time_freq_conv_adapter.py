@@ -122,11 +122,12 @@ class TimeFreqConvAdapterModel(EncoderTuner[TimeFreqConvAdapterConfig]):
 
 
 def _adapter(config: TimeFreqConvAdapterConfig, backbone: Backbone, kernel: Kernel) -> Bottleneck:
+    frequency, time = kernel
     return Bottleneck(
         backbone.hidden_size,
         config.width(backbone.hidden_size),
         config.make_activation(),
-        kernel=kernel,
+        kernel=(time, frequency) if backbone.spec.rows_are_time else kernel,
         scaling=config.scaling,
         dropout=config.dropout,
         bias=config.use_bias,

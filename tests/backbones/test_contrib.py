@@ -285,6 +285,26 @@ def test_the_grid_of_tokens(name, rows_and_columns):
     assert grids == [rows_and_columns]
 
 
+@pytest.mark.parametrize("name, frequency_axis", [("ced", 0), ("eat", 1), ("beats", 1)])
+@torch.no_grad()
+def test_a_kernel_over_time_mixes_tokens_of_one_frequency(name, frequency_axis):
+    config = TimeFreqConvAdapterConfig(attention_kernel=(1, 3), mlp_kernel=(3, 1), init_weights=False)
+    model, calls = get_peft_model(MODELS[name].make(), config).eval(), []
+    layer = layers_of(model)[0]
+    for part in ("attention_adapter", "mlp_adapter"):
+        layer.part(part)["default"].register_forward_hook(lambda module, args, output: calls.append((module, args)))
+    output_of(model, inputs_of(name))
+    for (adapter, (tokens, layout, *rest)), is_time in zip(list(calls), (True, False)):
+        rows, columns = layout.grid
+        changed = tokens.clone()
+        changed[:, tokens.shape[1] - rows * columns + columns + 1] += 1  # the token of row 1 and column 1
+        difference = adapter.forward(changed, layout, *rest) - adapter.forward(tokens, layout, *rest)
+        grid = difference[:, -rows * columns :].abs().sum((0, 2)).unflatten(0, (rows, columns)) > 0
+        reached = [set(axis.tolist()) for axis in grid.nonzero(as_tuple=True)]
+        still, moved = reached[frequency_axis], reached[1 - frequency_axis]
+        assert (still, moved) == (({1}, moved) if is_time else (still, {1})) and grid.sum() == 4
+
+
 HEADS_OF = {
     "dasheng": ["outputlayer"],
     "dasheng-bare": [],
