@@ -1,4 +1,4 @@
-"""What `esc10.py` and `real_model.py` check of their arguments before they read data: hours of training follow."""
+"""What the comparisons check of their arguments before they read data: hours of training follow."""
 
 from pathlib import Path
 from typing import Any
@@ -50,5 +50,5 @@ def check_folders(args: Any) -> None:
     check_writable("output_dir", args.output_dir)
     check_model_folder("model_name_or_path", args.model_name_or_path)
     if args.data_dir is None:
-        raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
+        raise UsageError("--data_dir is missing: the folder with the clips and their metadata.csv.")
     check_folder("data_dir", args.data_dir, "metadata.csv")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import examples_path  # noqa: F401
+from comparison_arguments import check_arguments
 from files import write_text
 from rich.console import Console
 from train_classification import UsageError
@@ -21,6 +22,9 @@ class RunArguments:
     output_dir: str = field(metadata={"help": "Where the results are, or will be."})
     jobs: int = field(default=1, metadata={"help": "Runs at a time, each on one thread, all on the same GPU."})
     table: bool = field(default=False, metadata={"help": "Only print the tables of the results there are."})
+
+    def __post_init__(self):
+        check_arguments(self)
 
 
 def check_file(path: Path) -> None:

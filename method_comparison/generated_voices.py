@@ -19,7 +19,6 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +31,9 @@ import librosa
 import numpy as np
 import soundfile
 from synthetic_sounds import SAMPLING_RATE, dsp
+
+from peft_audio.utils.arguments import check_new, run_command
+from peft_audio.utils.ranges import Range
 
 
 # Voices of eSpeak NG, less those that are near copies of others; the speakers of the trials are the last ones.
@@ -57,6 +59,7 @@ SENTENCES = (
 # Of a speaker's videos: words a minute, and pitch on eSpeak NG's scale of 0 to 99.
 STYLES = ((150, 44), (175, 54), (160, 48), (185, 51))
 SENTENCES_A_VIDEO = 2
+NUM_SENTENCES = Range(SENTENCES_A_VIDEO + 1, len(SENTENCES), whole=True)
 # Of microphones: ranges of the tilt (dB an octave), of two peaks or dips (dB) and of the signal-to-noise ratio (dB).
 TILT, PEAKS, NOISE = (-2, 2), (-4, 4), (15, 30)
 LEVEL = 0.5  # peak of every recording, of a full scale of 1
@@ -107,10 +110,8 @@ def write_corpus(folder: str | Path, sentences: int = len(SENTENCES)) -> None:
         ModuleNotFoundError: espeakng-loader is not installed.
     """
     folder = Path(folder).absolute()
-    if not SENTENCES_A_VIDEO < sentences <= len(SENTENCES):
-        raise ValueError(f"sentences must be from {SENTENCES_A_VIDEO + 1} to {len(SENTENCES)}, got {sentences}.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: is there already. Name a new folder, or remove what is in this one.")
+    NUM_SENTENCES.check("sentences", sentences)
+    check_new("folder", folder)
     utterances = [Utterance(speaker, sentence) for speaker in range(len(VOICES)) for sentence in range(sentences)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -234,12 +235,9 @@ def synthesize(utterances: Sequence[Spoken]) -> tuple[int, list[np.ndarray]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="is made; must be new or empty")
-    parser.add_argument("--sentences", type=int, default=len(SENTENCES), help="recordings of each speaker")
+    parser.add_argument("--sentences", type=NUM_SENTENCES, default=len(SENTENCES), help="recordings of each speaker")
     write_corpus(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ModuleNotFoundError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main, (ModuleNotFoundError, OSError, ValueError))

@@ -25,8 +25,8 @@ import torch
 from comparison_runs import RunArguments, append_missing, check_file, read_records
 from real_model_report import print_report
 from real_model_rows import EPOCHS, ROWS, Row
-from train_classification import UsageError, apply_method, single_label_metrics
-from transformers import HfArgumentParser, PrinterCallback, set_seed
+from train_classification import apply_method, single_label_metrics
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from peft_audio import cache_frozen, load_classifier
@@ -39,6 +39,8 @@ from peft_audio.data import (
     read_audiofolder,
 )
 from peft_audio.trainer import AudioTrainer, AudioTrainingArguments, logits_of, parameter_counts
+from peft_audio.trainer.command_line import parse_dataclasses
+from peft_audio.utils.arguments import run_command
 
 
 MODEL = examples_path.EXAMPLES / "assets" / "whisper-tiny.en-encoder"
@@ -61,7 +63,8 @@ class SharedArguments(RunArguments):
 class Arguments(SharedArguments):
     shots: list[int] | None = field(default=None, metadata={"help": "Training clips of a class; without: all clips."})
     folds: list[str] = field(
-        default_factory=lambda: list("12345"), metadata={"help": "The folds to test on, and that the tables are of."}
+        default_factory=lambda: list("12345"),
+        metadata={"help": "The folds to test on, and that the tables are of.", "choices": list("12345")},
     )
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU, into OUT/cpu.jsonl."})
     plot: str | None = field(default=None, metadata={"help": "The picture of accuracy over shots to write."})
@@ -91,7 +94,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     Raises:
         UsageError: the arguments do not fit together.
     """
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
+    (args,) = parse_dataclasses([Arguments], arguments)
     folder = Path(args.output_dir)
     path = folder / ("cpu.jsonl" if args.cpu else "results.jsonl")
     run_missing(args, path, wanted_runs(args), train, args.cpu)
@@ -119,8 +122,6 @@ def run_missing(
     """
     if args.table:
         return check_file(path)
-    if args.data_dir is None:
-        raise UsageError("--data_dir is missing: the ESC-10 folder with its metadata.csv (file_name, label, fold).")
     with tempfile.TemporaryDirectory() as cache_dir:
         source = Source(args.model_name_or_path, args.data_dir, cache_dir, cpu)
         load_data(source)  # computes the features, once for all processes
@@ -215,4 +216,4 @@ def load_data(source: Source) -> tuple[list[Clip], dict[str, dict[str, np.ndarra
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

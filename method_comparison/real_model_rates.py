@@ -15,7 +15,9 @@ from comparison_runs import markdown, read_records
 from real_model import SharedArguments, Source, fit, load_data, run_missing
 from real_model_rows import EPOCHS, ROWS
 from rich.console import Console
-from transformers import HfArgumentParser
+
+from peft_audio.trainer.command_line import parse_dataclasses
+from peft_audio.utils.arguments import run_command
 
 
 TRAINING_FOLDS, JUDGING_FOLDS = ("2", "3"), ("4", "5")
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     Raises:
         UsageError: the arguments do not fit together.
     """
-    (args,) = HfArgumentParser(SharedArguments).parse_args_into_dataclasses(arguments)
+    (args,) = parse_dataclasses([SharedArguments], arguments)
     path = Path(args.output_dir) / "rates.jsonl"
     trials = [Trial(row, rate, seed) for seed in args.seeds for row in args.methods for rate in RATES[row]]
     run_missing(args, path, trials, train)
@@ -73,4 +75,4 @@ def table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -20,11 +20,10 @@ import examples_path  # noqa: F401
 import torch
 from comparison_runs import RunArguments, append_missing, check_file, read_records
 from recognition_corpus import TEST, VALIDATION
-from recognition_report import chosen_rates, print_report
+from recognition_report import RATE_SEED, chosen_rates, print_report
 from recognition_rows import BATCH_SIZE, EPOCHS, ROWS, TRAINED, adapted
 from train_asr import Encoder, Scorer
-from train_classification import UsageError
-from transformers import AutoTokenizer, HfArgumentParser, PrinterCallback, set_seed
+from transformers import AutoTokenizer, PrinterCallback, set_seed
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 from transformers.utils import logging
 
@@ -39,9 +38,10 @@ from peft_audio.data import (
     read_audiofolder,
 )
 from peft_audio.trainer import SpeechTrainer, SpeechTrainingArguments, parameter_counts, saved_bytes
+from peft_audio.trainer.command_line import parse_dataclasses
+from peft_audio.utils.arguments import run_command
 
 
-RATE_SEED = 0  # of the runs that choose the learning rates
 MAX_TOKENS = 48  # more than twice the longest transcription has: a model that repeats itself is stopped
 NO_TIMES = "<|notimestamps|>"
 
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     Raises:
         UsageError: the arguments do not fit together.
     """
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(arguments)
+    (args,) = parse_dataclasses([Arguments], arguments)
     path = Path(args.output_dir) / "results.jsonl"
     if args.table:
         check_file(path)
@@ -91,19 +91,17 @@ def main(arguments: list[str] | None = None) -> list[dict]:
 
 def run_missing(args: Arguments, path: Path) -> None:
     """Tries all learning rates with one seed, then trains with the chosen ones and the other seeds."""
-    if args.data_dir is None:
-        raise UsageError("--data_dir is missing: the folder that recognition_corpus.py wrote.")
     with tempfile.TemporaryDirectory() as cache_dir:
         source = Source(args.model_name_or_path, args.data_dir, cache_dir)
         append = functools.partial(append_missing, path, train_one=functools.partial(train, source), jobs=args.jobs)
         append([Run(name, rate, RATE_SEED) for name in args.methods for rate in ROWS[name].rates], shown="wer")
-        rates = chosen_rates(read_records(path), RATE_SEED)
+        rates = chosen_rates(read_records(path))
         trained = [name for name in args.methods if name in TRAINED]
         append([Run(name, rates[name], seed) for seed in args.seeds for name in trained], shown="wer")
 
 
 def train(source: Source, run: Run) -> dict[str, Any]:
-    """Trains one run, and tests it on the validation and the test clips. Returns its record."""
+    """Trains one run, and tests it on the test clips and, to choose a rate, on the validation clips. Returns its record."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -119,10 +117,8 @@ def train(source: Source, run: Run) -> dict[str, Any]:
         if outcome is not None:
             trainer.save_model()
         size = saved_bytes(folder)
-        tested = {
-            VALIDATION: tested_on(trainer, data.evaluation, tokenizer),
-            TEST: tested_on(trainer, data.test, tokenizer),
-        }
+        parts = {VALIDATION: data.evaluation, TEST: data.test} if chooses_rate(run) else {TEST: data.test}
+        tested = {part: tested_on(trainer, dataset, tokenizer) for part, dataset in parts.items()}
     return {
         **run._asdict(),
         "wer": wrong_share(tested[TEST]["counts"]),
@@ -134,6 +130,10 @@ def train(source: Source, run: Run) -> dict[str, Any]:
         **parameter_counts(model),
         **tested,
     }
+
+
+def chooses_rate(run: Run) -> bool:
+    return run.seed == RATE_SEED and run.learning_rate is not None
 
 
 def wrong_share(counts: list[list[int]]) -> float:
@@ -196,4 +196,4 @@ def load_data(source: Source, seconds: int) -> tuple[SpeechData, Any, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

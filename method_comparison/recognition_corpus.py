@@ -13,7 +13,6 @@ sentences; half have names that are in none. The same version of the package alw
 import argparse
 import csv
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ import numpy as np
 import soundfile
 from generated_voices import speak
 from synthetic_sounds import SAMPLING_RATE
+
+from peft_audio.utils.arguments import check_new, run_command
 
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -146,8 +147,7 @@ def write_corpus(folder: str | Path) -> None:
         ModuleNotFoundError: espeakng-loader is not installed.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: is there already. Name a new folder, or remove what is in this one.")
+    check_new("folder", folder)
     said = [sentence for split in VOICES for sentence in sentences(split)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -169,7 +169,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ModuleNotFoundError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main, (ModuleNotFoundError, OSError, ValueError))

@@ -63,6 +63,24 @@ CASES = {
         ((*OUTPUT, "--data_dir", "data", "--model_name_or_path", "folder"), "model_name_or_path must be a pretrained"),
         (("--output_dir", "damaged", "--table"), "results.json: is no file of results"),
     ],
+    "real_model": [
+        *(
+            ((*OUTPUT, "--data_dir", "data", f"--{name}", value), f"{name} must be .*, got {value}")
+            for name, value in (("jobs", "0"), ("seeds", "-1"), ("shots", "0"))
+        ),
+        ((*OUTPUT, "--data_dir", "data", "--folds", "7"), "--folds: invalid choice: '7'"),
+        ((*OUTPUT, "--data_dir", "data", "--plot", "a.nope"), "--plot a.nope: the file name must end in one of"),
+        ((*BLOCKED, "--data_dir", "data"), "output_dir must be a folder for new files"),
+        (OUTPUT, "--data_dir is missing"),
+    ],
+    "real_model_rates": [((*OUTPUT, "--data_dir", "folder"), "data_dir must be a folder with metadata.csv")],
+    "recognition": [((*OUTPUT, "--data_dir", "data", "--model_name_or_path", "folder"), "must be a pretrained model")],
+    "recognition_corpus": [(("data",), "folder must be a new folder, got .*data'")],
+    "generated_voices": [
+        (("new", "--sentences", "2"), "--sentences: must be a whole number from 3 to 8, got '2'"),
+        (("data",), "folder must be a new folder, got .*data', which is there already. Remove what is in it"),
+        (("file/new",), "folder must be a folder for new files"),
+    ],
     "pretrain_backbone": [
         (("--output_dir", "out", "--probe", "data"), "output_dir must be a folder, got 'out'"),
         (("--output_dir", "out", "--features_file", "file/a.npz"), "features_file must be a folder for new files"),

@@ -54,6 +54,19 @@ def check_writable(name: str, folder: Union[str, Path]) -> None:
         raise UsageError(f"{name} must be a folder for new files, got {str(folder)!r}: {existing} {why}.")
 
 
+def check_new(name: str, folder: Union[str, Path]) -> None:
+    """Check that the folder given as the argument `name` is not there or empty, and can be made.
+
+    Raises:
+        UsageError: it holds something, or cannot be made.
+    """
+    check_writable(name, folder)
+    if Path(folder).is_dir() and any(Path(folder).iterdir()):
+        raise UsageError(
+            f"{name} must be a new folder, got {str(folder)!r}, which is there already. Remove what is in it."
+        )
+
+
 def check_distinct(name: str, values: Iterable[Any]) -> None:
     """Check that no value of the argument `name` is there twice.
 

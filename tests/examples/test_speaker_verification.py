@@ -320,7 +320,7 @@ def test_a_voice_that_the_synthesiser_lacks_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("sentences", [2, 99])
 def test_a_number_of_sentences_out_of_range_is_refused(sentences, tmp_path):
-    with pytest.raises(ValueError, match=f"sentences must be from 3 to 8, got {sentences}"):
+    with pytest.raises(ValueError, match=f"sentences must be a whole number from 3 to 8, got {sentences}"):
         generated_voices.write_corpus(tmp_path / "voices", sentences)
 
 
