@@ -29,6 +29,7 @@ FORM_ELEMENTS = {
     "dropdown": {"label", "options"},
     "checkboxes": {"label", "options"},
 }
+CHANGES = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,14 @@ def test_commands_that_the_guide_names_are_there():
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     paths = {path for path in re.findall(r"`([\w./]+\.(?:py|toml|sh|md|cff))`", guide) if "/" in path}
     assert paths and all((ROOT / path).exists() for path in paths)
+
+
+def test_the_changelog_is_grouped():
+    """As https://keepachangelog.com has it: versions from new to old, changes below what kind they are."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[?([\d.]+|Unreleased)\]?", text, re.MULTILINE)
+    assert peft_audio.__version__ in versions
+    groups = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert set(groups) <= CHANGES
+    before_groups = text.partition("## ")[2].partition("### ")[0]
+    assert groups and "\n- " not in before_groups
