@@ -1,9 +1,12 @@
-"""The pages of the site, their blocks of Python, and stand-ins for the models of the Hub that these blocks load."""
+"""The pages of the site, their blocks of Python, and stand-ins for what a reader has: models of the Hub, recordings."""
 
 import re
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import speech
+from sounds import write_tones
 from tiny import make
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
@@ -58,3 +61,18 @@ def fill_cache(folder):
         (repository / "refs").mkdir(parents=True)
         (repository / "refs" / "main").write_text(COMMIT)
         save(repository / "snapshots" / COMMIT)
+
+
+def prepare(folder):
+    """What a reader has, in `folder`: a cache of the Hub, recordings with labels, and transcribed ones."""
+    fill_cache(folder / "cache")
+    write_tones(folder / "reader" / "recordings", clips=12)
+    speech.write_transcribed(folder / "reader" / "transcribed")
+    return folder
+
+
+def become_reader(prepared, folder, monkeypatch):
+    """Work in `folder`, with a copy of what was prepared."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(prepared / "cache"))
+    shutil.copytree(prepared / "reader", folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)

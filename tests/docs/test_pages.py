@@ -2,12 +2,9 @@
 
 import contextlib
 import io
-import shutil
 
-import huggingface_hub
 import pytest
-from site_pages import DOCS, PAGES, fill_cache, python_blocks
-from sounds import write_tones
+from site_pages import DOCS, PAGES, become_reader, prepare, python_blocks
 
 from peft_audio.backbones import table
 
@@ -21,19 +18,13 @@ WITH_CODE = [name for name, path in PAGES.items() if any(python_blocks(path.read
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A cache of the Hub, and a reader's folder of recordings."""
-    folder = tmp_path_factory.mktemp("reader")
-    fill_cache(folder / "cache")
-    write_tones(folder / "recordings", clips=12)
-    return folder
+    return prepare(tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture
 def reader(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(prepared / "cache"))
+    become_reader(prepared, tmp_path, monkeypatch)
     monkeypatch.setattr(table, "BACKBONES", dict(table.BACKBONES))  # a page adds to it
-    shutil.copytree(prepared / "recordings", tmp_path / "recordings")
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
