@@ -128,8 +128,7 @@ def write_card(
         model: the trained model, if it is not an adapter of this package: other files do not say labels and input.
         location: what the code in the model card loads, a path or an id on the Hub; None for the folder's name.
         training: Markdown about the data and the training; without it and `results` that part stays as it was.
-        results: scores by name of the metric, each a number or (mean, standard deviation). They are in the metadata as
-            well (`model-index`), where the Hub reads them, on the data set that is alone in `datasets`.
+        results: scores by name of the metric, each a number or (mean, standard deviation); for the Hub's tables too.
         metadata: fields of the model card's metadata to set, such as `datasets` and `license`; `tags` are added.
 
     Raises:
@@ -147,15 +146,16 @@ def write_card(
     folder = Path(folder)
     name, fields = location or folder.resolve().name, dict(metadata or {})
     card = _make_card(folder, model, name, training_text(training, results), fields.pop("tags", ()))
-    for field, value in fields.items():
-        setattr(card.data, field, value)
-    if results:
-        _set_results(card.data, results, name)
+    _set_metadata(card.data, fields, results or {}, name)
     with written_together(folder) as staged:
         card.save(staged / CARD_NAME)
 
 
-def _set_results(data: Any, results: Mapping[str, Score], name: str) -> None:
+def _set_metadata(data: Any, fields: Mapping[str, Any], results: Mapping[str, Score], name: str) -> None:
+    for field, value in fields.items():
+        setattr(data, field, value)
+    if not results:
+        return
     task = data.pipeline_tag or CLASSIFICATION
     data.model_name, data.eval_results = Path(name).name, eval_results(results, task, data.datasets)
     data.metrics = data.metrics or metric_types(results)
