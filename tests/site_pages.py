@@ -1,4 +1,4 @@
-"""The pages of the site, their blocks of Python, and stand-ins for what a reader has: models of the Hub, recordings."""
+"""The README and the pages of the site, their blocks of Python, and stand-ins for what a reader has: models of the Hub, recordings."""
 
 import re
 import shutil
@@ -13,7 +13,8 @@ from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperF
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md"))}
+README = ROOT / "README.md"
+PAGES = {"README.md": README} | {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md"))}
 BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 COMMIT = "0" * 40
 

@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from peft import get_peft_model
-from tiny import make, make_inputs, randomize, same
 
 
 TESTS = Path(__file__).parent
@@ -27,15 +25,3 @@ def test_the_matrix_runs_over_a_toy_method_and_a_toy_backbone(cells):
     )
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout and "failed" not in result.stdout
-
-
-def test_the_method_in_the_readme_works():
-    text = (TESTS.parent / "README.md").read_text("utf-8")
-    section = text[text.index("### Your own method") :]
-    names = {}
-    exec(section.split("```python\n")[1].split("```")[0], names)
-    model = randomize(get_peft_model(make("ast"), names["GateConfig"]()))
-    expected = model(**make_inputs("ast"), output_hidden_states=True).logits
-    assert same(model(**make_inputs("ast")).logits, expected)
-    with model.disable_adapter():
-        assert not same(model(**make_inputs("ast")).logits, expected)

@@ -210,9 +210,9 @@ def test_prompts_are_tokens_in_front_of_the_layer(encoder):
         named = {
             name: grown(name, value, tokens, encoder.encoder(base))
             for name, value in kwargs.items()
-            if name not in ("hidden_states", "attention_mask")
+            if name != "hidden_states" and (name != "attention_mask" or value is None)
         }
-        states = first(layer.forward(tokens, *(rest or ([None] if len(args) < 2 else []))[:1], **named))
+        states = first(layer.forward(tokens, *rest, **named))
         states = states[:, NUM_PROMPTS:]
         torch.testing.assert_close(output, states, atol=1e-4, rtol=1e-4)
 

@@ -1,10 +1,11 @@
-"""The Python code of the site's pages runs, block after block, with tiny models in the place of those of the Hub."""
+"""The Python code of the README and the site's pages runs, block after block, with tiny models in the place of those of the Hub."""
 
 import contextlib
 import io
+import re
 
 import pytest
-from site_pages import DOCS, PAGES, become_reader, prepare, python_blocks
+from site_pages import PAGES, README, ROOT, become_reader, prepare, python_blocks
 
 from peft_audio.backbones import table
 
@@ -48,6 +49,13 @@ def test_what_is_not_run_is_there():
 
 
 def test_the_table_of_tasks_is_the_readmes():
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
     table = readme[readme.index("| model type | classes |") :].split("\n\n")[0]
     assert table in PAGES["backbones.md"].read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("https://")]
+    assert len(links) > 10 and not [link for link in links if not (ROOT / link).exists()]
