@@ -1,11 +1,14 @@
-"""Scores the trials of speaker verification with a run of `run_recipe.py`: EER, minDCF, and a picture of the errors.
+"""Trains and scores speaker verification: equal error rate, minDCF, and a picture of the errors.
 
-    python method_comparison/run_recipe.py ipet/wav2vec2-voxceleb1 --data_dir VoxCeleb1 --musan_dir musan
-    python examples/speaker_verification.py outputs/recipes/ipet/wav2vec2-voxceleb1/trials/seed-0 --data_dir VoxCeleb1
+    python examples/speaker_verification.py train --method ipet --model_name_or_path microsoft/wavlm-base-sv \\
+        --data_dir VoxCeleb1 --output_dir OUT
+    python examples/speaker_verification.py OUT --data_dir VoxCeleb1
 
-A recording's speaker embedding is the mean over several segments; a trial's score is the cosine of two embeddings. The
-run's folder gets scores.csv (score, label, first, second) and verification.png, the histogram of the scores and the DET
-curve. `--trials` names another list in DIR. Needs peft_audio[examples] and no other file.
+`train` trains a model with an x-vector head, by its AMSoftmax loss, on the speakers who are in no trial of VoxCeleb1 or of a
+folder in its layout. A run of `method_comparison/run_recipe.py` is scored in OUT's place, too. A recording's speaker embedding
+is the mean over several segments; a trial's score is the cosine of two embeddings. The run's folder gets scores.csv (score,
+label, first, second) and verification.png, the histogram of the scores and the DET curve. `--trials` names another list in
+DIR. Needs peft_audio[examples] and no other file.
 """
 
 import argparse
@@ -14,35 +17,52 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from peft import PeftConfig, PeftModel
-from safetensors import safe_open
-from scipy.stats import norm
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoFeatureExtractor, PreTrainedModel, TrainingArguments
+from transformers import AutoFeatureExtractor, PreTrainedModel, TrainingArguments, set_seed
 from transformers.utils import logging
 
+import peft_audio
 from peft_audio import head_modules, load_classifier, resize_ast, use_mean_token_pooling, use_statistics_pooling
-from peft_audio.data import MEL_HOP_SECONDS, MEL_WINDOW_SECONDS, Clip, DataError, FeatureCache
-from peft_audio.metrics import detection_error_tradeoff, equal_error_rate, min_dcf
-from peft_audio.trainer import AudioTrainer
+from peft_audio.data import (
+    MEL_HOP_SECONDS,
+    AudioCollator,
+    FeatureCache,
+    RandomCrops,
+    Segments,
+    Trial,
+    read_speakers,
+    read_trials,
+    recordings_of,
+)
+from peft_audio.metrics import equal_error_rate, min_dcf
+from peft_audio.trainer import METHODS, AudioTrainer, apply_method
+from peft_audio.trainer.arguments import SmallDataArguments
+from peft_audio.trainer.command_line import one_line, run_script, silence_peft
+from peft_audio.trainer.frames import frame_grid
+from peft_audio.trainer.reports import describe_training, plot_curves, write_reports
+from peft_audio.trainer.script_arguments import PretrainedArguments, argument, load_inputs, parse_script_arguments
+from peft_audio.trainer.verification_plot import plot_verification
+from peft_audio.trainer.xvector_trainer import XVectorTrainer, least_seconds
 from peft_audio.utils.arguments import UsageError, check_folder, check_writable, run_command
 from peft_audio.utils.ranges import Range
 
 
 RESULT, WEIGHTS, SCORES, PICTURE = "result.json", "adapter_model.safetensors", "scores.csv", "verification.png"
-PUBLISHED = "VoxCeleb1 is published as vox1_dev_wav.zip, vox1_test_wav.zip and veri_test.txt by VGG, Oxford."
 # What is needed of the settings of a run's recipe, see method_comparison/experiments/recipe.py.
 SETTINGS = ("code_size", "test_segments", "frames", "fill", "stride", "statistics_pooling", "weighted_layer_sum")
-BLUE, RED, BLACK = "#0072B2", "#D55E00", "#000000"
-TICKS = (1e-5, 1e-4, 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995, 0.999)
+
+METRICS = ("equal_error_rate", "min_dcf")
+XVECTOR, LIST = "verification", "veri_test.txt"  # where all_results.json has the settings of an x-vector; the trials
+silence_peft()
 
 
 class SpeakerHead(nn.Module):
@@ -92,106 +112,6 @@ class EmbeddingTrainer(AudioTrainer):
         return None, embeddings[-1].float(), labels
 
 
-class Trial(NamedTuple):
-    """Two recordings to compare, and whether the same person speaks."""
-
-    is_same: bool
-    first: Path
-    second: Path
-
-
-def read_trials(root: str | Path, name: str = "veri_test.txt") -> list[Trial]:
-    """The trials of a list in VoxCeleb1's folder, from lines such as "1 id10270/x6uYqmx31kE/00001.wav id10270/...".
-
-    Raises `DataError` if a line has another form, or a recording is missing.
-    """
-    root, files, lines = Path(root), find_utterances(root), trial_lines(root, name)
-    trials = [Trial(same, *(files.get(key, root / "wav" / key) for key in pair)) for same, *pair in lines]
-    missing = [clip.source for clip in recordings_of(trials) if not clip.source.is_file()]
-    if missing:
-        shown = ", ".join(repr(path.relative_to(root).as_posix()) for path in sorted(missing)[:3])
-        raise DataError(f"{root}: {len(missing)} audio files are missing (the first: {shown}). {PUBLISHED}")
-    return trials
-
-
-def find_utterances(root: str | Path) -> dict[str, Path]:
-    """The file of each utterance, by its name in the lists: "<speaker>/<video>/<utterance>.wav"."""
-    parents = [path for pattern in ("wav", "*/wav") for path in Path(root).glob(pattern) if path.is_dir()]
-    if not parents:
-        raise DataError(f"{root}: has no folder wav, nor dev/wav and test/wav. {PUBLISHED}")
-    return {file.relative_to(parent).as_posix(): file for parent in parents for file in parent.glob("*/*/*.wav")}
-
-
-def trial_lines(root: str | Path, name: str) -> list[tuple[bool, str, str]]:
-    """The lines of a list of trials: whether the same person speaks, and the names of both utterances."""
-    path = Path(root) / name
-    try:
-        lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: no such file, or no text in UTF-8 ({error}). {PUBLISHED}") from None
-    trials = [(number, line, line.split()) for number, line in lines if line.strip()]
-    for number, line, words in trials or [(1, "", [])]:  # an empty file lacks its first line
-        if len(words) != 3:
-            raise DataError(f"{path} line {number}: must be 'is_same path path', got {line!r}. Correct the list.")
-        if words[0] not in ("0", "1"):
-            raise DataError(f"{path} line {number}: must begin with 1 (same speaker) or 0, got {words[0]!r}.")
-    return [(is_same == "1", first, second) for _, _, (is_same, first, second) in trials]
-
-
-def recordings_of(trials: list[Trial]) -> list[Clip]:
-    """Every recording of the trials once, in the order in which they come up."""
-    paths = dict.fromkeys(path for trial in trials for path in (trial.first, trial.second))
-    return [Clip(str(path), Path(path), ()) for path in paths]
-
-
-def cut_or_fill(waveform: np.ndarray, num_samples: int, fill: str) -> np.ndarray:
-    """The front of a waveform; a shorter one is repeated ("repeat"), followed by zeros ("pad") or left so ("cut")."""
-    missing = num_samples - len(waveform)
-    if missing > 0 and fill == "repeat":
-        return np.resize(waveform, (num_samples, *waveform.shape[1:]))
-    if missing > 0 and fill == "pad":
-        return np.pad(waveform, [(0, missing)] + [(0, 0)] * (waveform.ndim - 1))
-    return waveform[:num_samples]
-
-
-def input_samples(recipe: SimpleNamespace, feature_extractor) -> int | None:
-    """Samples of the model's input; None where clips stay as long as they are."""
-    overhang = MEL_WINDOW_SECONDS - MEL_HOP_SECONDS if hasattr(feature_extractor, "num_mel_bins") else 0
-    seconds = (recipe.frames or 0) * MEL_HOP_SECONDS + overhang
-    return None if recipe.frames is None else round(seconds * feature_extractor.sampling_rate)
-
-
-def segment_of(waveform: np.ndarray, index: int, recipe: SimpleNamespace, feature_extractor) -> np.ndarray:
-    """Segment number `index` of those that are tested, evenly spread from the front to the end."""
-    num_samples, gaps = input_samples(recipe, feature_extractor), recipe.test_segments - 1
-    if num_samples is None:
-        return waveform
-    start = round(index * max(len(waveform) - num_samples, 0) / gaps) if gaps else 0
-    # Spectrograms are filled up by the feature extractor: zeros there are something else than silence.
-    fill = "cut" if hasattr(feature_extractor, "num_mel_bins") and recipe.fill == "pad" else recipe.fill
-    return cut_or_fill(waveform[start:], num_samples, fill)
-
-
-@dataclass
-class Segments(torch.utils.data.Dataset):
-    """Every recording as `test_segments` inputs one after the other; `waveforms` are by its name."""
-
-    recordings: list[Clip]
-    waveforms: Mapping
-    recipe: SimpleNamespace
-    feature_extractor: object
-
-    def __len__(self) -> int:
-        return len(self.recordings) * self.recipe.test_segments
-
-    def __getitem__(self, index: int) -> dict[str, object]:
-        recording, number = divmod(index, self.recipe.test_segments)
-        waveform = self.waveforms[self.recordings[recording].name]["waveform"]
-        segment, extract = segment_of(waveform, number, self.recipe, self.feature_extractor), self.feature_extractor
-        outputs = extract(segment, sampling_rate=extract.sampling_rate, return_tensors="np")
-        return {**{name: np.asarray(value)[0] for name, value in outputs.items()}, "labels": recording}
-
-
 def averaged(values: np.ndarray, count: int) -> np.ndarray:
     """The means of every `count` rows, `(rows, n)` to `(rows / count, n)`."""
     return values.reshape(-1, count, values.shape[1]).mean(axis=1)
@@ -207,10 +127,12 @@ class Verifier(NamedTuple):
 
 
 def load_verifier(folder: Path, model_name_or_path: str | None = None) -> Verifier:
-    """The verifier that `run_recipe.py` left in `folder`; `model_name_or_path` is where its pretrained model lies now.
+    """The verifier that `train` or `run_recipe.py` left in `folder`; `model_name_or_path` is where its pretrained model lies now.
 
     Raises `ValueError` if the run is not finished, is no speaker verification, has no adapter, or its model is not found.
     """
+    if not (folder / RESULT).is_file() and (folder / "all_results.json").is_file():
+        return load_xvectors(folder, model_name_or_path)
     recipe, measured = read_result(folder / RESULT)
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder}: holds no {WEIGHTS}. Give the run of a recipe whose method is an adapter.")
@@ -225,6 +147,24 @@ def load_verifier(folder: Path, model_name_or_path: str | None = None) -> Verifi
         raise ValueError(f"--model_name_or_path {name}: neither a folder nor a model on the Hub ({reason})") from None
     model = PeftModel.from_pretrained(model, folder).eval()
     return Verifier(model, recipe, AutoFeatureExtractor.from_pretrained(folder), measured)
+
+
+def load_xvectors(folder: Path, model_name_or_path: str | None) -> Verifier:
+    """The verifier that `train` left in `folder`. Raises `ValueError` if another script did, or its model is not found."""
+    results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    if XVECTOR not in results:
+        raise ValueError(f"{folder}: is no run of speaker verification. Give one of `speaker_verification.py train`.")
+    settings, name = results[XVECTOR], str(folder)
+    if is_adapter := (folder / WEIGHTS).is_file():
+        name = model_name_or_path or PeftConfig.from_pretrained(folder).base_model_name_or_path
+    try:
+        model = peft_audio.load_xvector(name, settings.pop("speakers"))
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--model_name_or_path {name}: neither a folder nor a model on the Hub ({reason})") from None
+    model = PeftModel.from_pretrained(model, folder) if is_adapter else model
+    measured = {name: results[f"eval_{name}"] for name in METRICS}
+    return Verifier(model.eval(), SimpleNamespace(**settings), AutoFeatureExtractor.from_pretrained(folder), measured)
 
 
 def read_result(path: Path) -> tuple[SimpleNamespace, dict[str, float]]:
@@ -273,7 +213,9 @@ def extract_embeddings(verifier: Verifier, trials: list[Trial], cache_dir: Path,
     waveforms = FeatureCache(cache_dir, None, sampling_rate=extractor.sampling_rate).compute(recordings)
     options |= {"label_names": ["labels"], "remove_unused_columns": False, "per_device_eval_batch_size": 32}
     options |= {"report_to": "none", "dataloader_pin_memory": torch.accelerator.is_available()}
-    trainer = EmbeddingTrainer(model=verifier.model, args=TrainingArguments(**options))
+    has_head = any(isinstance(module, SpeakerHead) for module in verifier.model.modules())
+    trainer_class = EmbeddingTrainer if has_head else XVectorTrainer
+    trainer = trainer_class(model=verifier.model, args=TrainingArguments(**options))
     segments = Segments(recordings, waveforms, recipe, extractor)
     return averaged(trainer.predict(segments).predictions, recipe.test_segments)
 
@@ -291,58 +233,91 @@ def metrics_of_scores(scores: np.ndarray, labels: np.ndarray) -> dict[str, float
     return {"equal_error_rate": equal_error_rate(scores, labels), "min_dcf": min_dcf(scores, labels)}
 
 
-def plot_verification(scores: Sequence[float], labels: Sequence[int], p_target: float = 0.01) -> Figure:
-    """Draws the histogram of the scores, and the DET curve (Martin et al. 1997) on normal-deviate axes.
-
-    `scores` `(trials,)` are higher where voices are more alike, `labels` `(trials,)` are 1 for the same speaker, else 0,
-    `p_target` is the probability of a target trial. Rates of 0 lie at infinity on these axes and are drawn on their
-    border. Raises `ValueError` as `peft_audio.metrics.min_dcf` does.
-    """
-    false_accepts, misses, thresholds = detection_error_tradeoff(scores, labels)
-    error_rate, cost = equal_error_rate(scores, labels), min_dcf(scores, labels, p_target)
-    threshold = thresholds[np.abs(misses - false_accepts).argmin()]
-    cheapest = (p_target * misses + (1 - p_target) * false_accepts).argmin()
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    histogram, curve = figure.subplots(1, 2)
-    draw_histogram(histogram, np.asarray(scores, dtype=np.float64), np.asarray(labels) == 1)
-    histogram.axvline(threshold, color=BLACK, linestyle="--", label=f"threshold of equal errors, {threshold:.3f}")
-    points = {
-        f"equal error rate {100 * error_rate:.2f} %": (error_rate, error_rate, "o"),
-        f"minDCF {cost:.3f} (target probability {p_target:g})": (false_accepts[cheapest], misses[cheapest], "s"),
-    }
-    draw_tradeoff(curve, false_accepts, misses, points)
-    for axes in (histogram, curve):
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-        axes.grid(alpha=0.3)
-    return figure
+# ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def draw_histogram(axes, scores: np.ndarray, same: np.ndarray) -> None:
-    edges = np.histogram_bin_edges(scores, min(60, 1 + int(np.sqrt(scores.size))))
-    for kind, color, title in ((same, BLUE, "same speaker"), (~same, RED, "different speakers")):
-        density, _ = np.histogram(scores[kind], edges, density=True)
-        axes.stairs(density, edges, fill=True, color=color, alpha=0.5, label=f"{title} ({kind.sum():,} trials)")
-    axes.set(xlabel="score", ylabel="density")
+@dataclass
+class VoiceArguments:
+    data_dir: str = field(metadata={"help": "VoxCeleb1, or in its layout: wav/SPEAKER/VIDEO/RECORDING.wav."})
+    trials: str = argument(LIST, "File name of the trials in it. Their speakers are not trained on.")
+    max_seconds: float = argument(3.0, "Of the cuts that are trained and tested on.")
+    test_segments: int = argument(4, "Cuts of a recording that are averaged in a test.")
+    cache_dir: str = argument("outputs/recipes/cache", "For the decoded recordings.")
 
 
-def draw_tradeoff(axes, false_accepts: np.ndarray, misses: np.ndarray, points: dict[str, tuple]) -> None:
-    """The curve, and `points` on it: by title, false accept rate, miss rate and marker."""
-    rates = np.concatenate([false_accepts, misses])
-    low = min(0.001, rates[rates > 0].min() / 2)
-    # Half the axis is of rates that no one would use; the points have to be on it.
-    high = min(1 - low, max(0.5, *(1.2 * rate for point in points.values() for rate in point[:2])))
-    axes.set_xscale("function", functions=(norm.ppf, norm.cdf))
-    axes.set_yscale("function", functions=(norm.ppf, norm.cdf))
-    ticks = [tick for tick in TICKS if low <= tick <= high]
-    axes.set(xlim=(low, high), ylim=(low, high), xlabel="false accept rate, %", ylabel="miss rate, %")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, labels=[f"{100 * tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_box_aspect(1)
-    axes.plot(np.clip(false_accepts, low, 1 - low), np.clip(misses, low, 1 - low), color=BLACK)
-    for title, (false_accept, miss, marker) in points.items():
-        at = np.clip([false_accept, miss], low, 1 - low)
-        axes.plot(*at[:, None], marker=marker, linestyle="none", label=title, clip_on=False, zorder=3)
+def parse_training(arguments: list[str] | None = None):
+    """The four groups of arguments, checked. Raises `UsageError` where they do not fit together."""
+    parsed = parse_script_arguments(PretrainedArguments, VoiceArguments, SmallDataArguments, METRICS, arguments)
+    _, data_args, _, args = parsed
+    check_folder("--data_dir", data_args.data_dir, data_args.trials)
+    Range(1, 1000, whole=True).check("--test_segments", data_args.test_segments)
+    args.greater_is_better = False
+    if args.load_best_model_at_end and args.metric_for_best_model not in (*METRICS, *(f"eval_{m}" for m in METRICS)):
+        raise UsageError(f"--load_best_model_at_end needs --metric_for_best_model {' or '.join(METRICS)}.")
+    return parsed
+
+
+def new_model(model_args: PretrainedArguments, method_args, speakers: Sequence[str]):
+    """The pretrained model with an x-vector head for these speakers, set up for the method. Raises `UsageError`."""
+    try:
+        model = peft_audio.load_xvector(model_args.model_name_or_path, speakers)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"--model_name_or_path {model_args.model_name_or_path}: {one_line(error)}") from error
+    try:
+        model = apply_method(model, method_args.method, **method_args.options())
+        return peft_audio.save_activations_in_half(model) if model_args.half_precision_activations else model
+    except ValueError as error:  # what only the model shows
+        raise UsageError(f"--method {method_args.method}: {one_line(error)}") from error
+
+
+def train(arguments: list[str] | None = None) -> dict:
+    """Trains as the command line (or `arguments`) says. Returns the content of all_results.json."""
+    model_args, data_args, method_args, args = parse_training(arguments)
+    extractor, _ = load_inputs(model_args.model_name_or_path)
+    model = new_model(model_args, method_args, ["a", "b"])  # before the data are read, for what does not fit
+    least, seconds = least_seconds(model.config, frame_grid(model, extractor)), data_args.max_seconds
+    if seconds < least:
+        raise UsageError(f"--max_seconds {seconds:g}: the x-vector head of this model needs at least {least:.3f} s.")
+    table, trials = (read(data_args.data_dir, data_args.trials) for read in (read_speakers, read_trials))
+    speakers, tested = sorted({clip.labels[0] for clip in table.clips}), recordings_of(trials)
+    cache = FeatureCache(data_args.cache_dir, None, sampling_rate=extractor.sampling_rate)
+    waveforms, heard = (cache.compute(clips) for clips in (table.clips, tested))
+    recipe = {"frames": round(seconds / MEL_HOP_SECONDS), "fill": "repeat", "test_segments": data_args.test_segments}
+    crops = RandomCrops(table.clips, waveforms, speakers, round(seconds * extractor.sampling_rate), args.seed)
+    segments = Segments(tested, heard, SimpleNamespace(**recipe), extractor)
+
+    def compute_metrics(prediction) -> dict[str, float]:
+        embeddings = averaged(prediction.predictions, data_args.test_segments)
+        return metrics_of_scores(*score_trials(embeddings, trials))
+
+    set_seed(args.seed)
+    model = new_model(model_args, method_args, speakers)
+    sets = {"train_dataset": crops, "eval_dataset": segments, "data_collator": AudioCollator(extractor)}
+    trainer = XVectorTrainer(model, args, **sets, processing_class=extractor, compute_metrics=compute_metrics)
+    training = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    trainer.save_model(_internal_call=True)  # else it pushes to the Hub at once, without the card
+    results = {"method": method_args.method, XVECTOR: recipe | {"speakers": speakers}} | training | trainer.evaluate()
+    results |= {name: value for name, value in vars(args).items() if name.endswith("learning_rate")}
+    results |= {"train_samples": len(crops), "trials": len(trials), "train_seconds": training["train_runtime"]}
+    results |= peft_audio.trainer.parameter_counts(trainer.model)
+    results |= {"adapter_bytes": peft_audio.trainer.saved_bytes(args.output_dir)}
+    results["problem"] = peft_audio.trainer.problem_at_the_end(trainer.state.log_history)
+    if trainer.is_world_process_zero():
+        report(trainer, data_args, results)
+    return results
+
+
+def report(trainer: XVectorTrainer, data_args: VoiceArguments, results: dict) -> None:
+    """Writes curves.png, the model card and all_results.json, and pushes the folder to the Hub if asked to."""
+    plot_curves(trainer.state.log_history, Path(trainer.args.output_dir) / "curves.png", METRICS[:1])
+    data = f"{Path(data_args.data_dir).name}, {len(results[XVECTOR]['speakers'])} speakers who are in no trial"
+    tested = f"{results['trials']} trials"
+    training = describe_training(results, data, METHODS[results["method"]].summary, tested)
+    scores = {name: results[f"eval_{name}"] for name in METRICS}
+    write_reports(trainer, results, training=training, scores=scores, metadata={"tags": [results["method"]]})
+
+
+# ---- Scoring ---------------------------------------------------------------------------------------------------------
 
 
 def write_results(folder: Path, trials: list[Trial], scores: np.ndarray, labels: np.ndarray) -> None:
@@ -360,7 +335,7 @@ def write_results(folder: Path, trials: list[Trial], scores: np.ndarray, labels:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="of a finished run, with result.json in it")
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="of a finished run")
     parser.add_argument("--data_dir", type=Path, required=True, metavar="DIR", help="VoxCeleb1, or in its layout")
     parser.add_argument("--trials", default="veri_test.txt", help="file name of the trials in DIR")
     parser.add_argument("--output_dir", type=Path, help="for the scores and the picture; the run's if left out")
@@ -397,4 +372,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 if __name__ == "__main__":
     logging.set_verbosity_error()  # else loading the base model reports that its head is new
     logging.disable_progress_bar()
+    if sys.argv[1:2] == ["train"]:
+        run_script(lambda: train(sys.argv[2:]))
     run_command(main)

@@ -25,10 +25,10 @@ from plots.epochs import plot_epochs
 from plots.files import check_picture, read_columns, read_entry, save_picture
 from plots.metrics import AXES
 from plots.tradeoff import Point, plot_tradeoff
-from speaker_verification import plot_verification
 
 from peft_audio import AutoPeftModelForAudioClassification
 from peft_audio.data import load_waveform, minimum_seconds, model_inputs
+from peft_audio.trainer.verification_plot import plot_verification
 from peft_audio.utils.arguments import UsageError, check_file, check_folder, check_writable, run_command
 from peft_audio.utils.ranges import Range
 

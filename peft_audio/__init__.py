@@ -16,6 +16,7 @@ from .auto import (
     load_classifier,
     load_frame_classifier,
     load_recognizer,
+    load_xvector,
 )
 from .backbones.module_names import encoder_layers, head_modules, query_value_projections
 from .backbones.relative_positions import PositionRule
@@ -86,6 +87,7 @@ __all__ = [
     "load_classifier",
     "load_frame_classifier",
     "load_recognizer",
+    "load_xvector",
     "query_value_projections",
     "register_backbone",
     "resize_ast",

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from speaker_verification import find_utterances, trial_lines
-
 from peft_audio.data import Clip, ClipTable
+from peft_audio.data.trials import find_utterances, speaker_of, untested_utterances
 
 from .layout import DataFolder
 
@@ -22,8 +21,7 @@ def read(root: str | Path, split: str = "identification", trials: str = "veri_te
     Args:
         root: the folder with iden_split.txt or the trials, and the wav folders.
         split: "identification": as iden_split.txt says, every speaker in all three. "verification": all utterances
-            of the speakers who are in no trial, to train on; `read_trials` of
-            examples/speaker_verification.py has the test.
+            of the speakers who are in no trial, to train on; `peft_audio.data.read_trials` has the test.
         trials: file name of the trials.
 
     Raises:
@@ -35,8 +33,7 @@ def read(root: str | Path, split: str = "identification", trials: str = "veri_te
     if split == "identification":
         splits = read_subsets(folder)
     else:
-        tested = {speaker_of(name) for _, *pair in trial_lines(folder.root, trials) for name in pair}
-        splits = {name: "train" for name in utterances if speaker_of(name) not in tested}
+        splits = dict.fromkeys(untested_utterances(folder.root, trials), "train")
     return folder.table(
         [
             Clip(name, file_of(name, utterances, folder), (speaker_of(name),), split=splits[name])
@@ -59,7 +56,3 @@ def read_subsets(folder: DataFolder) -> dict[str, str]:
             raise folder.error(where, f"{name!r} is listed already.")
         splits[name] = SUBSETS[subset]
     return splits
-
-
-def speaker_of(name: str) -> str:
-    return name.split("/")[0]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from speaker_verification import input_samples, segment_of
 from training.augmentation import SpecAugment, mix_waveforms, noise_and_roll, random_crop, soft_target
 
 from peft_audio.data import Clip
+from peft_audio.data.crops import input_samples, segment_of
 
 from .recipe import Recipe
 

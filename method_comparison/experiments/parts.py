@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from data_sets import DATA_SETS
-from speaker_verification import Trial, read_trials, recordings_of
 
-from peft_audio.data import Clip, ClipTable, DataError, Splits, choose_splits
+from peft_audio.data import Clip, ClipTable, DataError, Splits, Trial, choose_splits, read_trials, recordings_of
 
 from .recipe import Recipe
 

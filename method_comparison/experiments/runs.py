@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from data_sets import DATA_SETS
 from files import write_csv, write_json
-from speaker_verification import averaged, recordings_of
+from speaker_verification import averaged
 from training.aggregation import epoch_metrics
 from training.augmentation import MusanNoise
 from training.statistics import spectrogram_statistics
@@ -17,7 +17,7 @@ from training.weight_averaging import WeightAveraging
 from transformers import set_seed
 
 from peft_audio import last_complete_checkpoint
-from peft_audio.data import FeatureCache, Splits
+from peft_audio.data import FeatureCache, Splits, recordings_of
 from peft_audio.trainer import AudioTrainingArguments, apply_method, logits_of, parameter_counts, saved_bytes
 
 from .backbones import BACKBONES, feature_extractor_of, load_backbone

@@ -1,6 +1,8 @@
 """Speaker verification in training: equal error rate and detection cost of the trials after every epoch."""
 
-from speaker_verification import Trial, averaged, metrics_of_scores, score_trials
+from speaker_verification import averaged, metrics_of_scores, score_trials
+
+from peft_audio.data import Trial
 
 from .recipe import Recipe
 from .trainer import finite

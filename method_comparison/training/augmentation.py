@@ -10,9 +10,9 @@ from pathlib import Path
 import librosa
 import numpy as np
 import soundfile
-from speaker_verification import cut_or_fill
 
 from peft_audio.data import AUDIO_SUFFIXES
+from peft_audio.data.crops import cut_or_fill
 
 
 def fit_length(

@@ -7,7 +7,7 @@ from .classes import (
     AutoPeftModelForCTC,
     AutoPeftModelForSpeechSeq2Seq,
 )
-from .classifier import load_classifier, load_frame_classifier
+from .classifier import load_classifier, load_frame_classifier, load_xvector
 from .recognizer import load_recognizer
 
 
@@ -20,4 +20,5 @@ __all__ = [
     "load_classifier",
     "load_frame_classifier",
     "load_recognizer",
+    "load_xvector",
 ]

@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForAudioClassification,
     AutoModelForAudioFrameClassification,
+    AutoModelForAudioXVector,
     PreTrainedModel,
 )
 
@@ -73,6 +74,30 @@ def load_frame_classifier(name: Union[str, os.PathLike], labels: Sequence[str], 
     auto_class = AutoModelForAudioFrameClassification
     _check_type(auto_class, name, "labels of frames")
     return _load_for_labels(auto_class, name, list(labels), True, kwargs)
+
+
+def load_xvector(name: Union[str, os.PathLike], speakers: Sequence[str], **kwargs: Any) -> PreTrainedModel:
+    """Load a pretrained model with an x-vector head, for AMSoftmax over these speakers.
+
+    Args:
+        name: folder or Hub id of the model.
+        speakers: to train on, in the order of the loss's classes.
+        **kwargs: for `AutoModelForAudioXVector.from_pretrained`; but `dtype` is float32 unless it is given.
+
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if there is no such model of its type.
+    """
+    auto_class = AutoModelForAudioXVector
+    _check_type(auto_class, name, "speaker embeddings")
+    old, new = list(AutoConfig.from_pretrained(name).id2label.values()), list(speakers)
+    fields = {"id2label": dict(enumerate(new)), "label2id": {label: index for index, label in enumerate(new)}}
+    model = auto_class.from_pretrained(
+        name, **{"dtype": torch.float32, "ignore_mismatched_sizes": True, **fields, **kwargs}
+    )
+    if old != new:
+        nn.init.normal_(model.objective.weight)  # as a new one is drawn
+    return model
 
 
 def _check_type(auto_class: Any, name: Union[str, os.PathLike], task: str) -> None:

@@ -12,6 +12,7 @@ waveforms: those of `StreamedClips`, or of a `FeatureDataset` on `FeatureCache("
 
 from .audiofolder import AUDIO_SUFFIXES, read_audiofolder
 from .clips import Clip, ClipTable, DataError, Event, fold_name
+from .crops import RandomCrops, Segments
 from .decoding import BadAudioError, load_clip, load_waveform
 from .feature_cache import FeatureCache, Features
 from .features import (
@@ -33,6 +34,7 @@ from .streaming import StreamedClips, StreamedInputs
 from .torch_features import TorchFeatures
 from .training_data import TrainingData, prepare_clips, prepare_stream
 from .transcripts import SpeechCollator, SpeechData, TranscribedDataset, prepare_transcribed
+from .trials import Trial, read_speakers, read_trials, recordings_of
 
 
 __all__ = [
@@ -50,6 +52,8 @@ __all__ = [
     "Features",
     "FrameDataset",
     "FrameGrid",
+    "RandomCrops",
+    "Segments",
     "SequenceCollator",
     "SpeechCollator",
     "SpeechData",
@@ -59,6 +63,7 @@ __all__ = [
     "TorchFeatures",
     "TrainingData",
     "TranscribedDataset",
+    "Trial",
     "choose_splits",
     "extract_features",
     "fold_name",
@@ -75,5 +80,8 @@ __all__ = [
     "read_audiofolder",
     "read_hub_dataset",
     "read_rows",
+    "read_speakers",
+    "read_trials",
+    "recordings_of",
     "stream_splits",
 ]

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
 from ..backbones.module_names import encoder_layers, head_modules, query_value_projections
+from ..backbones.table import resolve
 from ..config import EncoderAdapterConfig
 from ..methods.bottleneck_adapter import BottleneckAdapterConfig
 from ..methods.embedding_prompt import EmbeddingPromptConfig
@@ -178,4 +179,14 @@ def apply_method(model: Any, method: str, **options: Any) -> Any:
         )
     if isinstance(config, LoraConfig) and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()  # else its backward pass runs for nothing; BitFit lets its biases train again
-    return get_peft_model(model, config)
+    model = get_peft_model(model, config)
+    if isinstance(config, LoraConfig):
+        _freeze_copied_convolutions(model, config)
+    return model
+
+
+def _freeze_copied_convolutions(model: Any, config: LoraConfig) -> None:
+    """Freeze the feature encoder where PEFT took it for the module of the same name in an x-vector head."""
+    copies = getattr(resolve(model.get_base_model()).feature_encoder, "modules_to_save", None)
+    for name, parameter in () if copies is None else copies.named_parameters():
+        parameter.requires_grad_(config.bias == "all" and name.endswith("bias"))

@@ -40,7 +40,7 @@ def saved_bytes(folder: Union[str, Path]) -> int:
     return sum(file.stat().st_size for file in adapters or Path(folder).glob("model*.safetensors"))
 
 
-def describe_training(results: dict[str, Any], data: str, summary: str) -> str:
+def describe_training(results: dict[str, Any], data: str, summary: str, tested: Optional[str] = None) -> str:
     """Return the part of a model card on the training, for `write_card`; it shows curves.png.
 
     Args:
@@ -48,7 +48,9 @@ def describe_training(results: dict[str, Any], data: str, summary: str) -> str:
             `AudioTrainer.test`.
         data: name and split of the data.
         summary: what the method trains.
+        tested: what the results are of; None for clips, with their bootstrap standard error.
     """
+    tested = tested or f"{results['eval_samples']} test clips, +- their bootstrap standard error"
     share = 100 * results["trainable_parameters"] / results["total_parameters"]
     return f"""Data: {data}.
 
@@ -56,7 +58,7 @@ def describe_training(results: dict[str, Any], data: str, summary: str) -> str:
 - learning rate: {results["learning_rate"]:g}, of the head {results["head_learning_rate"]:g}, {results["epoch"]:g} epochs, {results["train_seconds"]:.0f} s
 - trainable parameters: {results["trainable_parameters"]:,} of {results["total_parameters"]:,} ({share:.2f} %)
 
-The results are of {results["eval_samples"]} test clips, +- their bootstrap standard error.
+The results are of {tested}.
 
 ![Loss and metrics by epoch](curves.png)"""
 

@@ -10,6 +10,7 @@ from typing import Any, Optional
 from transformers import AutoConfig, SequenceFeatureExtractor
 
 from ..data import ClipTable, load_feature_extractor, minimum_seconds, read_audiofolder, read_hub_dataset
+from ..utils.arguments import check_folder
 from .command_line import UsageError, check_before_data, one_line, parse_dataclasses
 from .method_arguments import MethodArguments, fill_learning_rates
 from .method_table import make_config
@@ -94,7 +95,7 @@ def parse_script_arguments(
 
     Args:
         model_class: a `PretrainedArguments`.
-        data_class: a `ClipArguments`.
+        data_class: a `ClipArguments`, or another with `data_dir` and `cache_dir`.
         trainer_class: the Trainer's arguments.
         metrics: what may choose the best checkpoint.
         arguments: the words of the command line; None for those of this process.
@@ -113,7 +114,9 @@ def parse_script_arguments(
         check_before_data(args, vars(model_args) | vars(data_args), metrics)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if (data_args.data_dir is None) == (data_args.dataset_name is None):
+    if not hasattr(data_args, "dataset_name"):
+        check_folder("--data_dir", data_args.data_dir)
+    elif (data_args.data_dir is None) == (data_args.dataset_name is None):
         raise UsageError("Give either --data_dir (a folder) or --dataset_name (a data set on the Hub).")
     fill_learning_rates(args, method_args.method)
     args.remove_unused_columns = False  # the data sets hold exactly what the model takes

@@ -7,9 +7,8 @@ import pytest
 import soundfile
 from data_sets import DATA_SETS, epic_sounds
 from layouts import FREQUENCIES, LAYOUTS, RATE, refused, tones
-from speaker_verification import Trial, read_trials
 
-from peft_audio.data import choose_splits, load_waveform
+from peft_audio.data import Trial, choose_splits, load_waveform, read_trials
 
 
 VOXCELEB_SPLITS = ("train", "validation", "test")

@@ -5,7 +5,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 from drawn import figure_of, legend_of, lines_of, ticks_of
-from speaker_verification import plot_verification
+
+from peft_audio.trainer.verification_plot import plot_verification
 
 
 def trials(count=300, seed=3):
