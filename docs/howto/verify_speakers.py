@@ -77,8 +77,9 @@ same = [int(clips[first]["labels"] == clips[second]["labels"]) for first, second
 print(f"equal error rate {equal_error_rate(scores, same):.3f}, minDCF {min_dcf(scores, same):.3f}")
 
 # %% [markdown]
-# Models with a head for embeddings, such as `microsoft/wavlm-base-plus-sv`, are adapted in the same way; their adapters are loaded with
-# `AutoPeftModelForAudioXVector`.
+# Models with a head for embeddings, such as `microsoft/wavlm-base-sv`, are adapted in the same way. `load_xvector` gives them a head for
+# your speakers, and `AutoPeftModelForAudioXVector` loads their adapters. With data in the layout of VoxCeleb1,
+# `python examples/speaker_verification.py train` does all of it, and scores a list of trials.
 
 # %%
 model.save_pretrained("speakers-adapter")
