@@ -59,3 +59,14 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert len(text.splitlines()) <= 150
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("https://")]
     assert len(links) > 10 and not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_on_a_page_are_of_files_and_targets_that_exist(name):
+    text = PAGES[name].read_text(encoding="utf-8")
+    scripts = re.findall(r"\bpython ([\w/]+\.py)\b", text)
+    # In a recipe's own folder, or one that the text names before.
+    folders = (ROOT, ROOT / "examples", ROOT / "method_comparison")
+    assert not [script for script in scripts if not any((folder / script).exists() for folder in folders)]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert not set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) - set(targets)
