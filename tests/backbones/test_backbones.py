@@ -26,12 +26,15 @@ def test_places_are_found_with_and_without_adapters(backbone):
 
 
 def test_an_unsupported_model_is_told_what_to_do():
-    model = transformers.ClapAudioModel(
-        transformers.ClapAudioConfig(depths=[1], num_attention_heads=[2], patch_embeds_hidden_size=8)
-    )
-    with pytest.raises(
-        ValueError, match="'clap_audio_model'.*audio-spectrogram-transformer, .*whisper.*register_backbone"
-    ):
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    model = transformers.BertModel(transformers.BertConfig(**sizes))
+    with pytest.raises(ValueError, match="'bert'.*audio-spectrogram-transformer, .*whisper.*register_backbone"):
         get_peft_model(model, IPETConfig())
 
 

@@ -121,12 +121,14 @@ def test_bad_files_stop_a_run_or_are_skipped_and_counted(workspace, tmp_path):
         main([*call, "--skip_bad_files", "False", "--max_seconds", "0.3"])
 
 
-def test_the_command_line_ends_with_one_line_and_a_status(workspace, tmp_path, monkeypatch):
+def test_the_command_line_ends_with_one_line_and_a_status(workspace, tmp_path, monkeypatch, capsys):
     command = arguments(workspace, tmp_path, "--fold", "9", model="whisper")
     monkeypatch.setattr(sys, "argv", ["train_asr.py", *command])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(train_asr.__file__, run_name="__main__")
-    assert re.fullmatch("error: .*fold 9 needs a column 'fold', and there is none.*", str(stop.value))
+    assert stop.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch("error: .*fold 9 needs a column 'fold', and there is none.*", last)
 
 
 def test_labels_are_read_as_before(tmp_path):
