@@ -65,6 +65,10 @@ class Clip:
     text: Optional[str] = None
     events: Optional[tuple[Event, ...]] = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, bytes):
+            object.__setattr__(self, "source", Path(self.source))  # a path may have been given as text
+
 
 @dataclass
 class ClipTable:

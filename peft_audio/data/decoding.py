@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ class BadAudioError(ValueError):
 
 
 def load_waveform(
-    source: Union[Path, bytes],
+    source: Union[str, os.PathLike, bytes],
     sampling_rate: int,
     min_seconds: float = 0.0,
     start: float = 0.0,
@@ -67,6 +68,7 @@ def load_waveform(
             sampling rate that no sound has; or not 0 <= start < stop, or not 0 < max_seconds.
     """
     _check_part(start, stop, max_seconds)
+    source = source if isinstance(source, bytes) else Path(source)
     waveform, rate = _decode(source, start, _needed(start, stop, min_seconds, max_seconds))
     seconds = waveform.size / rate
     if seconds == 0:

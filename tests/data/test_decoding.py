@@ -78,6 +78,16 @@ def peak_megabytes(function):
         tracemalloc.stop()
 
 
+def test_a_file_may_be_named_by_text(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(tone("low", 1)))
+    expected = load_waveform(path, 8000)
+    assert np.array_equal(load_waveform(str(path), 8000), expected)
+    assert np.array_equal(load_clip(Clip("a", str(path), ("x",)), 8000), expected)
+    with pytest.raises(ValueError, match="no such file"):
+        load_waveform(str(tmp_path / "b.wav"), 8000)
+
+
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
 def test_no_more_is_decoded_than_is_asked_for(kind, tmp_path):
     path = tmp_path / "long"
