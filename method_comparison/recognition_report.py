@@ -7,10 +7,12 @@ from statistics import mean, stdev
 import numpy as np
 from comparison_runs import markdown
 from recognition_corpus import SEEN, TEST, UNSEEN, VALIDATION
-from recognition_rows import BASE, ROWS
+from recognition_rows import ROWS
 from rich.console import Console
 
 
+RATE_SEED = 0  # of the runs that choose the learning rates
+REFERENCE = "lora_both"  # the usual one; the table has differences to it
 NUM_RESAMPLES = 2000
 WRONG_WORDS, WORDS, WRONG_CHARACTERS, CHARACTERS = range(4)  # of the counts of a clip
 
@@ -28,14 +30,16 @@ def print_report(records: list[dict]) -> None:
         console.print(markdown(header, rows), soft_wrap=True)
 
 
-def chosen_rates(records: list[dict], seed: int = 0) -> dict[str, float | None]:
-    """By row the learning rate with the lowest word error rate on the validation clips, among the runs with one seed."""
-    tried: dict[str, dict[float | None, float]] = {}
-    for record in records:
-        if record["seed"] == seed:
-            rates = tried.setdefault(record["row"], {})
-            rates[record["learning_rate"]] = error_rate([record], VALIDATION)
+def chosen_rates(records: list[dict]) -> dict[str, float]:
+    """By row the learning rate with the lowest word error rate on the validation clips."""
+    tried: dict[str, dict[float, float]] = {}
+    for record in tries(records):
+        tried.setdefault(record["row"], {})[record["learning_rate"]] = error_rate([record], VALIDATION)
     return {name: min(rates, key=rates.__getitem__) for name, rates in tried.items()}
+
+
+def tries(records: list[dict]) -> list[dict]:
+    return [r for r in records if r["seed"] == RATE_SEED and r["learning_rate"] is not None]
 
 
 def chosen_runs(records: list[dict]) -> dict[str, list[dict]]:
@@ -47,14 +51,14 @@ def chosen_runs(records: list[dict]) -> dict[str, list[dict]]:
 
 def table(chosen: dict[str, list[dict]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: means over seeds and their spread, the standard deviation."""
-    header = ["method", "WER %", "of the seeds", "minus as it is", "names seen", "names unseen", "CER %"]
+    header = ["method", "WER %", "of the seeds", "minus LoRA, both stacks", "names seen", "names unseen", "CER %"]
     header += ["trainable", "checkpoint, bytes", "learning rate", "CPU s", "seeds"]
     rows = []
     for name, own in chosen.items():
         is_trained = ROWS[name].method is not None
         rates = [f"{100 * error_rate([record], TEST):.1f}" for record in own]
         cells = [ROWS[name].title, spread(own, error_rate), ", ".join(rates) if is_trained else "-"]
-        cells += [difference(own, chosen.get(BASE, [])) if is_trained else "-"]
+        cells += ["-" if name == REFERENCE else difference(own, chosen.get(REFERENCE, []))]
         cells += [f"{100 * error_rate(own, TEST, names_are(names)):.1f}" for names in (SEEN, UNSEEN)]
         cells += [spread(own, character_error_rate)]
         sizes = (
@@ -88,7 +92,7 @@ def rates_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: each rate that was tried, the chosen ones marked."""
     chosen, rows = chosen_rates(records), []
     for name in (name for name in ROWS if ROWS[name].method is not None):
-        own = [r for r in records if r["row"] == name and r["seed"] == 0]
+        own = [record for record in tries(records) if record["row"] == name]
         for record in sorted(own, key=lambda record: record["learning_rate"]):
             rate = f"{record['learning_rate']:g}"
             shown = f"**{rate}**" if record["learning_rate"] == chosen[name] else rate
@@ -117,11 +121,11 @@ def character_error_rate(records: list[dict], part: str) -> float:
     return error_rate(records, part, wrong=WRONG_CHARACTERS)
 
 
-def difference(ours: list[dict], base: list[dict]) -> str:
+def difference(ours: list[dict], others: list[dict]) -> str:
     """The difference of word error rates in points, with its 95 % bootstrap interval over the test clips."""
-    if not ours or not base:
+    if not ours or not others:
         return "-"
-    one, other = (np.mean([record[TEST]["counts"] for record in records], axis=0) for records in (ours, base))
+    one, other = (np.mean([record[TEST]["counts"] for record in records], axis=0) for records in (ours, others))
     change = one[:, WRONG_WORDS] - other[:, WRONG_WORDS]
     words = one[:, WORDS]
     draws = np.random.default_rng(0).integers(len(words), size=(NUM_RESAMPLES, len(words)))
