@@ -389,6 +389,7 @@ def report(trainer: SpeechTrainer, data: SpeechData, data_args: DataArguments, r
         scores=scores | {"loss": results["eval_loss"]},
         metadata=metadata,
     )
+    print(peft_audio.trainer.what_was_saved(folder))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from .linear_probe import has_frozen_base
 from .method_arguments import MethodArguments
 from .method_table import METHODS, Method, apply_method, make_config
 from .metrics import multi_label_metrics, single_label_metrics
+from .progress import ProgressLine, what_was_saved
 from .reports import logits_of, parameter_counts, plot_curves, saved_bytes
 from .speech_trainer import SpeechTrainer
 from .verification_plot import plot_verification
@@ -29,6 +30,7 @@ __all__ = [
     "Method",
     "MethodArguments",
     "ProgressCheck",
+    "ProgressLine",
     "SpeechTrainer",
     "SpeechTrainingArguments",
     "UsageError",
@@ -52,4 +54,5 @@ __all__ = [
     "problem_at_the_end",
     "saved_bytes",
     "single_label_metrics",
+    "what_was_saved",
 ]

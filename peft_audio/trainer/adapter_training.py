@@ -18,8 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..backbones.module_names import head_modules
 from ..tuner.prompt_start import has_untrained_prompts, initialize_prompts
+from ..utils.validation import require
 from .argument_checks import checkpoint_to_resume
 from .checks import GradientCheck, ProgressCheck
+from .progress import install_progress_line
 
 
 NUM_CLIPS = 16  # whose tokens prompts start as
@@ -34,7 +36,7 @@ class AdapterTraining(Trainer):
       under the names of older releases. Its `from_pretrained` knows them, its Trainer does not: resuming, or loading the
       best model, would leave most of the weights as they happen to be. The model that is saved in the end keeps the
       names of its published form.
-    - `GradientCheck` and `ProgressCheck` are among its callbacks.
+    - `GradientCheck` and `ProgressCheck` are among its callbacks, and `ProgressLine` takes the place of the Trainer's bar.
 
     Args:
         model: as for the Trainer.
@@ -62,6 +64,7 @@ class AdapterTraining(Trainer):
         self.prompts_from_clips = prompts_from_clips
         self.head_learning_rate = head_learning_rate or getattr(args, "head_learning_rate", None)
         super().__init__(model, args, callbacks=callbacks, **kwargs)
+        install_progress_line(self)
 
     def create_optimizer(self, model: Optional[nn.Module] = None) -> torch.optim.Optimizer:
         """See `Trainer.create_optimizer`; the head's parameters get groups of their own.
@@ -70,9 +73,13 @@ class AdapterTraining(Trainer):
             model: as for the Trainer.
 
         Raises:
-            ValueError: `head_learning_rate` is given, and the model's type is not supported.
+            ValueError: there is no learning rate; or `head_learning_rate` is given, and the model's type is not supported.
         """
         is_new = self.optimizer is None
+        rule = (
+            "a number for a Trainer; None leaves it to the training scripts, which take METHODS[method].learning_rate"
+        )
+        require(not is_new or self.args.learning_rate is not None, "learning_rate", rule, None)
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if is_new and self.head_learning_rate is not None:
             give_own_rate(optimizer, _head_parameters(self.model), self.head_learning_rate)
