@@ -50,14 +50,14 @@ class AdapterModule(nn.Module):
         return in_dtype_of(weight, hidden_states) if self.cast_input_dtype_enabled else hidden_states
 
     @property
-    def reads_neighbours(self) -> bool:
+    def reads_neighbors(self) -> bool:
         """Whether a token's output depends on other tokens, so that `forward` needs to know the padding."""
         return True
 
     @property
     def special_tokens_stand_alone(self) -> bool:
         """Whether the special tokens get the same output when the other tokens are left out."""
-        return not self.reads_neighbours
+        return not self.reads_neighbors
 
     def forward(self, hidden_states: torch.Tensor, layout: Optional[TokenLayout] = None) -> torch.Tensor:
         """Map `(batch, tokens, hidden_size)` to the same shape.
@@ -68,14 +68,14 @@ class AdapterModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(hidden_states, layout).")
 
 
-def reads_neighbours(module: nn.Module) -> bool:
+def reads_neighbors(module: nn.Module) -> bool:
     """Whether a module mixes tokens; True for one without this property."""
-    return bool(getattr(module, "reads_neighbours", True))
+    return bool(getattr(module, "reads_neighbors", True))
 
 
 def special_tokens_stand_alone(module: nn.Module) -> bool:
     """Whether a module may run on the special tokens alone; by default only if it mixes no tokens."""
-    return bool(getattr(module, "special_tokens_stand_alone", not reads_neighbours(module)))
+    return bool(getattr(module, "special_tokens_stand_alone", not reads_neighbors(module)))
 
 
 def check_result(module: nn.Module, hidden_states: torch.Tensor, result: torch.Tensor) -> None:

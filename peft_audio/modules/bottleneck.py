@@ -70,7 +70,7 @@ class Bottleneck(AdapterModule):
                 nn.init.zeros_(projection.bias)
 
     @property
-    def reads_neighbours(self) -> bool:
+    def reads_neighbors(self) -> bool:
         """Whether the projections are convolutions."""
         return isinstance(self.down, GridConv)
 

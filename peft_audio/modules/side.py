@@ -56,7 +56,7 @@ class SideBlock(AdapterModule):
         nn.init.zeros_(self.gate) if init_weights else nn.init.normal_(self.gate, std=RANDOM_INIT_STD)
 
     @property
-    def reads_neighbours(self) -> bool:
+    def reads_neighbors(self) -> bool:
         """Whether the block has a mixer."""
         return self.mixer is not None
 
@@ -99,7 +99,7 @@ class SideOutput(AdapterModule):
             nn.init.zeros_(parameter) if init_weights else nn.init.normal_(parameter, std=RANDOM_INIT_STD)
 
     @property
-    def reads_neighbours(self) -> bool:
+    def reads_neighbors(self) -> bool:
         """False: it works on each token alone."""
         return False
 

@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..backbones.spec import Backbone, LayerModules
 from ..modules import TokenLayout
-from ..modules.adapter_module import reads_neighbours, special_tokens_stand_alone
+from ..modules.adapter_module import reads_neighbors, special_tokens_stand_alone
 from ..modules.prompts import side_by_side
 from ..upstream.autograd import may_run_again
 from ..utils.around import unwrap_forward, wrap_forward
@@ -292,7 +292,7 @@ class EncoderTunerLayer(HookedTunerLayer):
     # ---- adapters and norms --------------------------------------------------------------------------------------
 
     def _adapt_samples(self, block: str, output: torch.Tensor, block_input: BlockInput) -> torch.Tensor:
-        is_mixing = any(reads_neighbours(adapter) for _, adapter in self.active(f"{block}_adapter"))
+        is_mixing = any(reads_neighbors(adapter) for _, adapter in self.active(f"{block}_adapter"))
         output = self._batch_first(output)
         mask = self._real_tokens(self.forward_pass.current.attention_mask, output) if is_mixing else None
         grid, wirings = self._grid(output.shape[1], is_mixing), getattr(self, f"{block}_wiring")
@@ -306,7 +306,7 @@ class EncoderTunerLayer(HookedTunerLayer):
     def _go_beside(self, output: Any, attention_mask: Any, num_read: Optional[int]) -> Any:
         """Return what the layer gives, with what the side networks add in the last one."""
         tokens = self._batch_first(first_tensor(output))
-        is_mixing = any(reads_neighbours(module) for _, module in self.active("side"))
+        is_mixing = any(reads_neighbors(module) for _, module in self.active("side"))
         mask = self._real_tokens(attention_mask, tokens) if is_mixing else None
         states = states_of_pass(self.forward_pass.current.side_states)
         call = SideCall(states, self._grid(tokens.shape[1], is_mixing), num_read)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..backbones.spec import Backbone
 from ..config import EncoderAdapterConfig
-from ..modules.adapter_module import reads_neighbours
+from ..modules.adapter_module import reads_neighbors
 from ..utils.validation import require
 from .adapter_parts import ADAPTERS, AdapterParts
 from .attention import takes_extra_tokens
@@ -61,7 +61,7 @@ def check_parts(config: EncoderAdapterConfig, parts: AdapterParts, stack: Backbo
         "'encoder' for adapters that mix tokens, as convolutions do: in a decoder they would read tokens that come later, and "
         "miss those in the key/value cache"
     )
-    require(not any(map(reads_neighbours, adapters)), "stack", rule, config.stack)
+    require(not any(map(reads_neighbors, adapters)), "stack", rule, config.stack)
     rule = (
         f"'encoder' for prompts on {stack.model_type}, whose attention does not take them as keys and values alone: in front "
         "of the tokens they would stay in the key/value cache"

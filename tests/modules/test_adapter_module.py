@@ -8,7 +8,7 @@ from tiny import METHODS, make, make_inputs, randomize, same
 from torch import nn
 
 from peft_audio.modules import AdapterModule, Bottleneck, ConformerBlock, TokenLayout
-from peft_audio.modules.adapter_module import reads_neighbours, special_tokens_stand_alone
+from peft_audio.modules.adapter_module import reads_neighbors, special_tokens_stand_alone
 
 
 GRID, SPECIAL, WIDTH = (3, 4), 2, 16
@@ -61,7 +61,7 @@ def test_a_module_that_mixes_nothing_says_so_and_only_then(kind):
     changed[:, 5] += torch.randn(WIDTH)
     difference = (output(module, changed) - output(module, before)).abs().amax(-1)
     others = torch.arange(before.shape[1]) != 5
-    assert reads_neighbours(module) == bool(difference[:, others].max() > 1e-6)
+    assert reads_neighbors(module) == bool(difference[:, others].max() > 1e-6)
 
 
 @each_module
@@ -120,7 +120,7 @@ def with_module(adapter, backbone="ast"):
 @torch.no_grad()
 def test_a_module_that_says_nothing_is_right_with_and_without_hidden_states(adapter_cls, backbone):
     adapter = adapter_cls()
-    assert reads_neighbours(adapter) and not special_tokens_stand_alone(adapter)
+    assert reads_neighbors(adapter) and not special_tokens_stand_alone(adapter)
     model, inputs = with_module(adapter, backbone), make_inputs(backbone)
     expected = model(**inputs, output_hidden_states=True).logits
     assert same(model(**inputs).logits, expected)
