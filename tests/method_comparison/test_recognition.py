@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import comparison_runs
 import numpy as np
@@ -209,3 +210,12 @@ def test_differences_are_paired_over_clips():
     assert np.isnan(error_rate(ours, TEST, lambda name: False))
     assert BASE_30 in ROWS and ROWS[BASE_30].seconds == 30
     assert json.dumps(ours)
+
+
+def test_every_table_of_the_page_is_printed_by_the_command(capsys):
+    folder = Path(recognition.__file__).parents[1] / "docs" / "recognition"
+    main(["--output_dir", str(folder), "--table"])
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    page = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(printed) > 20
+    assert [line for line in page if line.startswith("|")] == printed
