@@ -60,9 +60,10 @@ def assert_same(ours, theirs):
     for name, expected in theirs.items():
         found = ours[name]
         assert type(found) is type(expected), name
-        is_list = isinstance(expected, list)
+        # Clips of several lengths are in a list, or in an array of arrays.
+        is_ragged = isinstance(expected, list) or expected.dtype == object
         assert len(found) == len(expected)
-        for one, other in zip(found, expected) if is_list else [(found, expected)]:
+        for one, other in zip(found, expected) if is_ragged else [(found, expected)]:
             assert type(one) is type(other) and one.dtype == other.dtype and one.shape == other.shape, name
             np.testing.assert_allclose(np.asarray(one, float), np.asarray(other, float), rtol=1e-5, atol=1e-4)
 

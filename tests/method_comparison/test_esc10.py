@@ -262,15 +262,17 @@ def test_names_say_their_row_and_their_method():
     assert (title_of("lora@1-2"), title_of("gone")) == ("LoRA @ 1-2", "gone")
 
 
-def test_groups_of_names_stand_for_all_their_names(monkeypatch):
-    assert Arguments(output_dir="out").methods == list(ROWS)
+def test_groups_of_names_stand_for_all_their_names(monkeypatch, tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,label\n")
+    data_dir = str(tmp_path)
+    assert Arguments(output_dir="out", data_dir=data_dir).methods == list(ROWS)
     assert expand(["rows", "sizes"]) == list(OPTIONS)
     assert all("@" in name for name in expand(["sizes"]))
     assert expand(["lora", "ipet@1-1", "lora"]) == ["lora", "ipet@1-1"]
     seen = []
     monkeypatch.setattr(esc10, "run_missing", lambda args, results, path: seen.append(args.methods) or sys.exit())
     with pytest.raises(SystemExit):
-        main(["--output_dir", "out", "--methods", "sizes", "lora"])
+        main(["--output_dir", "out", "--data_dir", data_dir, "--methods", "sizes", "lora"])
     assert seen == [[*expand(["sizes"]), "lora"]]
 
 

@@ -92,9 +92,10 @@ def test_the_table_of_rates_marks_those_that_the_rows_have(workspace, tmp_path, 
 
 
 def test_whole_training_sets_run_on_every_fold(workspace):
-    args = real_model.Arguments("out", folds=["1", "2"], seeds=[0, 1], methods=["ipet"])
+    given = {"output_dir": "out", "data_dir": str(workspace / "data"), "folds": ["1", "2"], "methods": ["ipet"]}
+    args = real_model.Arguments(**given, seeds=[0, 1])
     assert wanted_runs(args) == [Run("ipet", None, fold, seed) for seed in (0, 1) for fold in ("1", "2")]
-    args = real_model.Arguments("out", folds=["1", "2"], seeds=[0, 1, 2], methods=["ipet"], shots=[4])
+    args = real_model.Arguments(**given, seeds=[0, 1, 2], shots=[4])
     assert [run.fold for run in wanted_runs(args)] == ["1", "2", "1"]
 
 
