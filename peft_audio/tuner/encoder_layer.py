@@ -319,7 +319,7 @@ class EncoderTunerLayer(HookedTunerLayer):
         return with_first(output, self._batch_first(tokens))
 
     def _real_tokens(self, attention_mask: Any, tokens: torch.Tensor) -> Optional[torch.Tensor]:
-        return real_tokens(attention_mask, len(tokens), self._conventions.true_is_padding)
+        return real_tokens(attention_mask, tokens.shape[0], self._conventions.true_is_padding)
 
     def _grid(self, num_tokens: int, is_mixing: bool) -> tuple[int, int]:
         state = self.forward_pass.current
