@@ -371,12 +371,6 @@ def report(trainer: SpeechTrainer, data: SpeechData, data_args: DataArguments, r
     scores = {name: (results[f"eval_{name}"], results[f"eval_{name}_standard_error"]) for name in METRICS}
     summary = METHODS[results["method"]].summary
     training = describe_training(results, f"{data_args.data_name}, {data.description}", summary)
-    logger.info(
-        "Word error rate %.3f, character error rate %.3f (text normalization: %s).",
-        scores["wer"][0],
-        scores["cer"][0],
-        results["text_normalization"],
-    )
     metadata = {
         "metrics": list(METRICS),
         "tags": [results["method"]],
@@ -389,7 +383,6 @@ def report(trainer: SpeechTrainer, data: SpeechData, data_args: DataArguments, r
         scores=scores | {"loss": results["eval_loss"]},
         metadata=metadata,
     )
-    print(peft_audio.trainer.what_was_saved(folder))
 
 
 if __name__ == "__main__":

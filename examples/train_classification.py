@@ -248,8 +248,6 @@ def report(trainer: AudioTrainer, data: TrainingData, data_args: DataArguments, 
         scores=scores | {"loss": results["eval_loss"]},
         metadata={"metrics": metrics, "tags": [results["method"]], **({"datasets": [hub_name]} if hub_name else {})},
     )
-    print(*(f"{name} {value:.3f} +- {error:.3f}" for name, (value, error) in scores.items()), sep=", ")
-    print(peft_audio.trainer.what_was_saved(trainer.args.output_dir))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import examples_path  # noqa: F401
 from comparison_arguments import check_arguments
 from files import write_text
 from rich.console import Console
-from train_classification import UsageError
+
+from peft_audio.trainer import UsageError
 
 
 @dataclass

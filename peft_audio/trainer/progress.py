@@ -43,7 +43,7 @@ class ProgressLine(ProgressCallback):
             metric = name.removeprefix("eval_")
             is_told = name == "loss" or (metric != name and not metric.endswith(("runtime", "per_second")))
             if is_told and isinstance(value, float):
-                self.shown["test loss" if name == "eval_loss" else metric] = f"{value:.3g}"
+                self.shown["eval loss" if name == "eval_loss" else metric] = f"{value:.3g}"
         self.training_bar.set_postfix(self.shown)
 
 

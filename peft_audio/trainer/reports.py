@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..checkpoints.model_card import Score, write_card
+from .progress import what_was_saved
 
 
 def logits_of(predictions: Any) -> np.ndarray:
@@ -71,7 +72,7 @@ def write_reports(
     scores: Mapping[str, Score],
     metadata: Optional[Mapping[str, Any]] = None,
 ) -> None:
-    """Write the model card and all_results.json into the Trainer's output folder, and push it to the Hub if asked to.
+    """Write the model card and all_results.json into the Trainer's output folder, push it to the Hub if asked to, and tell both.
 
     Args:
         trainer: whose model is saved there, with what makes its inputs.
@@ -88,6 +89,9 @@ def write_reports(
         content = {"folder_path": args.output_dir, "ignore_patterns": ["checkpoint-*", "_*"]}
         content["commit_message"] = "Training finished"
         huggingface_hub.upload_folder(repo_id=trainer.hub_model_id, token=args.hub_token, **content)
+    told = {name: score if isinstance(score, tuple) else (score,) for name, score in scores.items()}
+    print(*(f"{name} {' +- '.join(f'{number:.3f}' for number in score)}" for name, score in told.items()), sep=", ")
+    print(what_was_saved(folder))
 
 
 def plot_curves(

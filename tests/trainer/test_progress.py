@@ -38,7 +38,7 @@ def test_a_training_has_one_line_with_loss_metrics_and_the_time_left(tmp_path, m
     trainer_of(tmp_path, eval_strategy="epoch", disable_tqdm=False).train()
     assert screen.getvalue().count("\n") == 1  # the bar's own, at its end
     last = screen.getvalue().strip().split("\r")[-1]
-    assert re.search(r"4/4 \[\d\d:\d\d<\d\d:\d\d, .*loss=[\d.e-]+, test loss=[\d.e-]+, accuracy=[\d.]+", last)
+    assert re.search(r"4/4 \[\d\d:\d\d<\d\d:\d\d, .*loss=[\d.e-]+, eval loss=[\d.e-]+, accuracy=[\d.]+", last)
     assert "runtime" not in last and "grad_norm" not in last
 
 
