@@ -90,12 +90,9 @@ def load_xvector(name: Union[str, os.PathLike], speakers: Sequence[str], **kwarg
     """
     auto_class = AutoModelForAudioXVector
     _check_type(auto_class, name, "speaker embeddings")
-    old, new = list(AutoConfig.from_pretrained(name).id2label.values()), list(speakers)
-    fields = {"id2label": dict(enumerate(new)), "label2id": {label: index for index, label in enumerate(new)}}
-    model = auto_class.from_pretrained(
-        name, **{"dtype": torch.float32, "ignore_mismatched_sizes": True, **fields, **kwargs}
-    )
-    if old != new:
+    old_labels, labels = list(AutoConfig.from_pretrained(name).id2label.values()), list(speakers)
+    model = auto_class.from_pretrained(name, **{**_options(labels), **kwargs})
+    if old_labels != labels:
         nn.init.normal_(model.objective.weight)  # as a new one is drawn
     return model
 
@@ -114,13 +111,22 @@ def _load_for_labels(
     auto_class: Any, name: Union[str, os.PathLike], labels: list[str], multi_label: bool, kwargs: dict[str, Any]
 ) -> PreTrainedModel:
     old_labels = list(AutoConfig.from_pretrained(name).id2label.values())
-    fields = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
-    fields["problem_type"] = f"{'multi' if multi_label else 'single'}_label_classification"
-    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **fields, **kwargs}
-    model = auto_class.from_pretrained(name, **options)
+    problem_type = f"{'multi' if multi_label else 'single'}_label_classification"
+    model = auto_class.from_pretrained(name, **{**_options(labels), "problem_type": problem_type, **kwargs})
     if old_labels != labels and len(old_labels) == len(labels):
         _renew_output_layer(model)
     return model
+
+
+def _options(labels: list[str]) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` for a new output layer for these labels."""
+    label2id = {label: index for index, label in enumerate(labels)}
+    return {
+        "dtype": torch.float32,
+        "ignore_mismatched_sizes": True,
+        "id2label": dict(enumerate(labels)),
+        "label2id": label2id,
+    }
 
 
 def _renew_output_layer(model: PreTrainedModel) -> None:
