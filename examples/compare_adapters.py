@@ -21,8 +21,9 @@ from pathlib import Path
 import librosa
 import numpy as np
 import torch
+from attention_picture import AttentionMap, attention_map
 from peft import PeftConfig, PeftModel
-from transformers import AutoFeatureExtractor
+from transformers import AutoFeatureExtractor, BatchFeature
 
 from peft_audio import AutoPeftModelForAudioClassification
 from peft_audio.data import MEL_HOP_SECONDS, minimum_seconds
@@ -78,13 +79,23 @@ class AdapterGroup:
         self, waveform: np.ndarray, sampling_rate: int, names: Sequence[str], top_k: int
     ) -> dict[str, Predictions]:
         """See `Comparison.predict`; all `names` are of this group."""
-        rate = self.feature_extractor.sampling_rate
-        waveform = librosa.resample(waveform, orig_sr=sampling_rate, target_sr=rate)
-        inputs = self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")
+        inputs = self._inputs(waveform, sampling_rate)
         batch = {key: torch.cat([value] * len(names)) for key, value in inputs.items()}
         adapters = [self.adapters[name] for name in names]
         logits = self.model(**batch, adapter_names=[adapter.name for adapter in adapters]).logits.float()
         return {name: top(row, adapter, top_k) for name, adapter, row in zip(names, adapters, logits)}
+
+    def attention(self, waveform: np.ndarray, sampling_rate: int, name: str) -> AttentionMap | None:
+        """See `Comparison.attention`."""
+        inputs = self._inputs(waveform, sampling_rate)
+        # Inputs of a limited length are padded to it.
+        seconds = len(waveform) / sampling_rate if math.isinf(self.max_seconds) else self.max_seconds
+        return attention_map(self.model, inputs, seconds, adapter_names=[self.adapters[name].name])
+
+    def _inputs(self, waveform: np.ndarray, sampling_rate: int) -> BatchFeature:
+        rate = self.feature_extractor.sampling_rate
+        waveform = librosa.resample(waveform, orig_sr=sampling_rate, target_sr=rate)
+        return self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")
 
 
 class Comparison:
@@ -111,7 +122,10 @@ class Comparison:
 
     def max_seconds(self, name: str) -> float:
         """How much of a clip the adapter of this name hears, from its start; infinity where there is no limit."""
-        return next(group.max_seconds for group in self.groups if name in group.adapters)
+        return self._group_of(name).max_seconds
+
+    def _group_of(self, name: str) -> AdapterGroup:
+        return next(group for group in self.groups if name in group.adapters)
 
     def predict(
         self, waveform: np.ndarray, sampling_rate: int, names: Iterable[str], top_k: int = 5
@@ -141,7 +155,17 @@ class Comparison:
                 results |= group.predict(waveform, sampling_rate, members, top_k)
         return {name: results[name] for name in names}
 
-    def _check(self, waveform: np.ndarray, sampling_rate: int, names: list[str], top_k: int) -> None:
+    def attention(self, waveform: np.ndarray, sampling_rate: int, name: str) -> AttentionMap | None:
+        """What the model attends to in a clip with the adapter called `name`, see `attention_map`.
+
+        Raises:
+            ValueError: as `predict`.
+        """
+        waveform = np.asarray(waveform, dtype=np.float32)
+        self._check(waveform, sampling_rate, [name])
+        return self._group_of(name).attention(waveform, sampling_rate, name)
+
+    def _check(self, waveform: np.ndarray, sampling_rate: int, names: list[str], top_k: int = 1) -> None:
         unknown = [name for name in names if name not in self.names]
         if unknown or not names:
             wrong = ", ".join(map(repr, unknown)) or "none"
@@ -186,7 +210,9 @@ def load_adapters(sources: Iterable[str | os.PathLike]) -> Comparison:
         feature_extractor = load_feature_extractor(source, configs[source])
         key = group_key(configs[source], feature_extractor)
         if key not in groups:
-            model = AutoPeftModelForAudioClassification.from_pretrained(source, adapter_name="adapter_0")
+            # Eager attention is the one that gives its weights.
+            options = {"adapter_name": "adapter_0", "attn_implementation": "eager"}
+            model = AutoPeftModelForAudioClassification.from_pretrained(source, **options)
             groups[key] = AdapterGroup(model, feature_extractor, {})
         else:
             groups[key].model.load_adapter(source, adapter_name=f"adapter_{len(groups[key].adapters)}")

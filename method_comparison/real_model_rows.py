@@ -38,9 +38,9 @@ ROWS = {
     "houlsby": Row(
         "bottleneck, Houlsby, h = 64", "bottleneck", {"sites": ("attention", "mlp"), "bottleneck_dim": 64}, 1e-3
     ),
-    "side_mlp": Row("side network, w = d / 8", "side_network", {"block": "mlp"}, 1e-3),
-    "side_conv": Row("side network, convolutions", "side_network", {"block": "conv"}, 1e-3),
-    "side_attention": Row("side network, attention", "side_network", {"block": "attention"}, 1e-3),
+    "side_mlp": Row("side network, w = d / 8", "side_network", {"block": "mlp"}, 3e-4),
+    "side_conv": Row("side network, convolutions", "side_network", {"block": "conv"}, 3e-4),
+    "side_attention": Row("side network, attention", "side_network", {"block": "attention"}, 3e-4),
     "full": Row("full fine-tuning", "full", {}, 3e-5, 1e-3),
 }
 

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from adapters import save_adapter
 from compare_adapters import load_adapters
-from demo_app import compare, load, main, make_adapters
+from demo_app import compare, load, main, make_adapters, picture
 from demo_small import LABELS
 from sounds import save_ast, save_wav2vec2, tone
 
@@ -74,8 +74,36 @@ def test_the_page_says_why_a_file_cannot_be_used(comparison, tmp_path, name):
 def test_the_page_asks_for_what_is_missing(comparison):
     with pytest.raises(gradio.Error, match="no sound yet"):
         compare(comparison, None, ["pets"])
-    with pytest.raises(gradio.Error, match="No adapter is chosen"):
+    with pytest.raises(gradio.Error, match="No adapter is chosen: tick one to 4"):
         compare(comparison, "clip.wav", [])
+    with pytest.raises(gradio.Error, match="5 adapters are chosen: tick one to 4"):
+        compare(comparison, "clip.wav", list("abcde"))
+
+
+def test_the_picture_shows_what_the_chosen_adapter_attends_to(comparison, tmp_path):
+    (tmp_path / "clip.wav").write_bytes(audio(tone("low", 0.4)))
+    shown = {}
+    for name in ("pets", "engines"):
+        figure = picture(comparison, str(tmp_path / "clip.wav"), name)
+        assert figure.get_suptitle() == f"{name}: attention of the last layer"
+        shown[name] = figure.axes[0].images[1].get_array()
+    assert not np.allclose(shown["pets"], shown["engines"])
+
+
+def test_the_picture_says_where_a_model_does_not_give_its_attention(comparison, tmp_path, monkeypatch):
+    (tmp_path / "clip.wav").write_bytes(audio(tone("low", 0.4)))
+    monkeypatch.setattr("compare_adapters.attention_map", lambda *args, **options: None)
+    figure = picture(comparison, str(tmp_path / "clip.wav"), "pets")
+    assert figure.get_suptitle() == "pets: this model does not give its attention"
+    assert len(figure.axes[0].images) == 1  # the spectrogram
+
+
+def test_the_page_shows_how_far_the_model_hears(comparison, tmp_path):
+    (tmp_path / "clip.wav").write_bytes(audio(tone("low", 2)))
+    axes = picture(comparison, str(tmp_path / "clip.wav"), "pets").axes[0]
+    assert axes.get_xlim() == pytest.approx((0, 2))
+    # 46 frames of 10 ms; patches of 16 frames, 9 apart, reach 39 to 40 frames.
+    assert axes.images[1].get_extent()[1] <= 0.46
 
 
 @pytest.mark.parametrize("rate, channels, kind", [(8000, 1, "WAV"), (44100, 2, "FLAC"), (48000, 1, "OGG")])
@@ -91,7 +119,7 @@ def test_what_is_not_heard_of_a_long_sound_is_said(comparison, tmp_path, monkeyp
     told = []
     monkeypatch.setattr(gradio, "Info", told.append)
     file = tmp_path / "clip.wav"
-    for seconds in (0.4, 0.6):
+    for seconds in (0.4, 0.465, 0.6):  # the model hears 0.46 s; 5 ms more are no more than an encoder's padding
         file.write_bytes(audio(tone("low", seconds)))
         compare(comparison, str(file), ["pets"])
     assert told == ["The sound lasts 0.60 s. Not every adapter hears it to its end: pets its first 0.46 s."]
@@ -253,6 +281,19 @@ def test_a_dropped_sound_gets_the_predictions_of_the_adapters_chosen(page, compa
     assert_shown(page, comparison.predict(decoded, RATE, chosen))
 
 
+def test_the_attention_of_another_adapter_is_shown_when_it_is_chosen(page):
+    drop(page, "clip.wav", audio(tone("high")))
+    wait_for_sound(page)
+    page.get_by_role("checkbox", name="engines").set_checked(False)
+    page.get_by_role("button", name="Predict").click()
+    pictures = page.get_by_test_id("matplotlib").locator("img")
+    pictures.wait_for()
+    assert page.get_by_role("radio").count() == 2  # those that are ticked
+    first = pictures.get_attribute("src")
+    page.get_by_role("radio", name="music").check()
+    page.wait_for_function("first => document.querySelector('[data-testid=matplotlib] img').src !== first", arg=first)
+
+
 @pytest.mark.parametrize("name", ["silent.wav", "text.wav"])
 def test_a_file_that_cannot_be_used_gets_a_message(page, name):
     content, reason = UNUSABLE[name]
@@ -273,6 +314,7 @@ def test_a_new_sound_takes_the_predictions_of_the_last_one_off_the_page(page):
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("meter").first.wait_for(state="detached")
     assert page.get_by_test_id("label").count() == 0
+    assert page.get_by_test_id("matplotlib").count() == page.get_by_role("radio").count() == 0
 
 
 def test_a_recording_gets_the_predictions_of_what_the_microphone_heard(page, comparison, tmp_path):
