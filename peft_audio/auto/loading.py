@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from ..config import EXACT, EncoderAdapterConfig
 from ..heads.weighted_layer_sum import MODULE_NAME
 from ..tuner.quantized import check_not_quantized
 from ..upstream.auto_classes import SPEECH_TASKS, auto_class_of
+from ..upstream.model_cards import is_hub_id
 from ..upstream.peft_state_dict import PEFT_MODEL_PREFIX, Tensors
 from ..upstream.transformers_loading import LOCATION, keys_left_random
 
@@ -80,6 +82,12 @@ def _load_base_model(
     if not name:
         raise ValueError(
             f"The configuration of adapter {source!r} names no base model. Load the base model yourself and use "
+            "PeftModel.from_pretrained(base_model, folder)."
+        )
+    if not os.path.exists(name) and not is_hub_id(name):
+        raise FileNotFoundError(
+            f"Adapter {source!r} was trained on the base model in {name!r}, and {os.path.abspath(name)!r} does not exist. "
+            "Call this from the folder where the training ran, or load the base model yourself and use "
             "PeftModel.from_pretrained(base_model, folder)."
         )
     settings = (config.base_settings or {}) if isinstance(config, EncoderAdapterConfig) else {}

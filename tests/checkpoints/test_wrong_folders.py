@@ -41,6 +41,12 @@ def without_base(places):
 LOADING = [
     row("no base named", with_fields(base_model_name_or_path=None), ValueError, "names no base model. Load the base"),
     row("base gone", without_base, OSError, "base"),
+    row(
+        "base of another working directory",
+        with_fields(base_model_name_or_path="my/base/models/ast"),
+        FileNotFoundError,
+        "trained on the base model in 'my/base/models/ast', and '/.*' does not exist. Call this from the folder",
+    ),
     row("base is a file", with_fields(base_model_name_or_path=__file__), (ValueError, OSError), Path(__file__).stem),
     row("base of text", with_base(bert), ValueError, "BertConfig"),
     row("deeper base", with_base(partial(make, "ast", num_hidden_layers=4)), ValueError, r"missing: .*layers\.3"),
