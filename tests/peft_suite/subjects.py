@@ -18,6 +18,7 @@ METHOD_NAMES = (
     "time_freq_conv",
     "bottleneck_sequential",
     "conformer",
+    "side_network",
     "input_prompt",
 )
 # Encoder layers that take the place of the layers of PEFT's toy models, in the order that the toys have them.
