@@ -45,7 +45,8 @@ from peft_audio.utils.arguments import run_command
 
 MODEL = examples_path.EXAMPLES / "assets" / "whisper-tiny.en-encoder"
 SECONDS = 5
-# They leave all that the encoder computes as it is, so it runs once for each training clip.
+# They leave all that the encoder computes as it is, so it runs once for each training clip. The weighted layer sum does so
+# too, but what `cache_frozen` keeps is not enough for it.
 CACHED = ("linear_probe", "side_network")
 
 
@@ -148,13 +149,13 @@ def fit(source: Source, row: Row, parts: tuple[list, list], epochs: int, seed: i
     labels = sorted({label for clip in clips for label in clip.labels})
     sets = [FeatureDataset(part, features, labels) for part in parts]
     set_seed(seed)
-    model = load_classifier(source.model_name, labels, max_seconds=SECONDS)
+    model = load_classifier(source.model_name, labels, max_seconds=SECONDS, **row.model_fields)
     device = torch.device("cpu" if source.cpu or not torch.cuda.is_available() else "cuda")
     model = apply_method(model, row.method, **row.options).to(device)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()  # what else the machine does, and pauses, do not count
         training_set, test_set = sets
-        if row.method in CACHED:
+        if row.method in CACHED and not row.model_fields:
             training_set = cache_frozen(model, training_set, Path(folder) / "frozen")
         trainer = make_trainer(model, row, epochs, seed, (training_set, extractor), folder)
         outcome = trainer.train()

@@ -20,6 +20,8 @@ CLAIMS = {  # the papers' order: a row, and what it is at least as accurate as
     "parallel MLP - prompts": ("parallel_mlp", "embedding_prompt"),
     "IPET - parallel MLP": ("ipet", "parallel_mlp"),
     "IPET - full fine-tuning": ("ipet", "full"),
+    "side network - head alone": ("side_mlp", "linear_probe"),
+    "side network - weighted layer sum": ("side_mlp", "layer_sum"),
     "IPET with the paper's adapter - full fine-tuning": ("ipet_paper", "full"),
 }
 REFERENCES = ("linear_probe", "lora")
@@ -95,12 +97,19 @@ def described(records: list[dict], name: str) -> str:
 
 
 def with_cpu_seconds(records: list[dict], timed: list[dict]) -> list[dict]:
-    """The records with the seconds that one CPU core works for a run: as many a clip and epoch as the timed runs of the row."""
+    """The records with the seconds that one CPU core works for a run: its own where it ran on one.
+
+    Others have as many a clip and epoch as the timed runs of the row.
+    """
     cost = {}
     for name in {record["row"] for record in timed}:
         own = [record for record in timed if record["row"] == name]
         cost[name] = sum(r["seconds"] for r in own) / sum(r["training_clips"] * r["epochs"] for r in own)
-    return [r | {"seconds": cost.get(r["row"], float("nan")) * r["training_clips"] * r["epochs"]} for r in records]
+    return [r if r["device"] == "CPU" else r | {"seconds": seconds_of(r, cost)} for r in records]
+
+
+def seconds_of(record: dict, cost: dict[str, float]) -> float:
+    return cost.get(record["row"], float("nan")) * record["training_clips"] * record["epochs"]
 
 
 def groups_of(records: list[dict]) -> list[int | None]:

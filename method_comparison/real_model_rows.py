@@ -4,17 +4,20 @@ The rates were chosen with folds 2 and 3 of ESC-10 for training and folds 4 and 
 the judged clips where accuracies are within one clip: `real_model_rates.py` prints what was tried.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """What the table calls a row, its `--method` and options in the training script, and its rates."""
+    """What the table calls a row, its `--method` and options in the training script, its rates, and fields of the model."""
 
     title: str
     method: str
     options: dict[str, Any]
     learning_rate: float
     head_learning_rate: float = 3e-3
+    model_fields: Mapping[str, Any] = MappingProxyType({})
 
 
 NORMALIZED = {"adapter_input": "normalized", "adapter_activation": "gelu", "scaling": 1.0, "adapter_dropout": 0.0}
@@ -23,6 +26,13 @@ PROMPTS = {"num_virtual_tokens": 8}
 
 ROWS = {
     "linear_probe": Row("head alone (projector and classifier)", "linear_probe", {}, 3e-3),
+    "layer_sum": Row(
+        "head alone, on the weighted layer sum",
+        "linear_probe",
+        {},
+        3e-3,
+        model_fields={"use_weighted_layer_sum": True},
+    ),
     "embedding_prompt": Row("prompts, k = 8", "embedding_prompt", PROMPTS, 1e-3),
     "parallel_mlp": Row("parallel MLP, h = 64", "parallel_mlp", {**NORMALIZED, "bottleneck_dim": 64}, 1e-3),
     "ipet": Row("IPET, k = 8, h = 64", "ipet", {**NORMALIZED, **PROMPTS, "bottleneck_dim": 64}, 1e-3),

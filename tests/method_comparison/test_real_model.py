@@ -11,6 +11,7 @@ from real_model_rates import Trial
 from real_model_report import difference, interval, recommendations, table, with_cpu_seconds
 from real_model_rows import EPOCHS, ROWS
 from sounds import save_model, write_tones
+from tiny import NUM_LAYERS
 
 from peft_audio.data import read_audiofolder
 from peft_audio.trainer import METHODS, UsageError, apply_method, make_config, parameter_counts
@@ -130,7 +131,7 @@ def test_lora_has_the_size_of_ipet():
 def record(row, fold, predicted, seed=0, shots=None):
     labels = [0, 1, 2, 3]
     accuracy = sum(a == b for a, b in zip(labels, predicted)) / 4
-    more = {"labels": labels, "predicted": predicted, "trainable_parameters": 7, "seconds": 1.0}
+    more = {"labels": labels, "predicted": predicted, "trainable_parameters": 7, "seconds": 1.0, "device": "a GPU"}
     return {"row": row, "fold": fold, "seed": seed, "shots": shots, "accuracy": accuracy, **more}
 
 
@@ -172,6 +173,7 @@ def test_runs_cost_what_the_timed_ones_did_a_clip_and_epoch():
     )
     assert with_cpu_seconds([ipet], timed)[0]["seconds"] == pytest.approx(0.2 * 320 * 6)
     assert with_cpu_seconds([lora], timed)[0]["seconds"] != with_cpu_seconds([lora], timed)[0]["seconds"]  # unknown
+    assert with_cpu_seconds([ipet | {"device": "CPU", "seconds": 77.0}], timed)[0]["seconds"] == 77
 
 
 def test_the_interval_is_over_clips():
@@ -188,3 +190,26 @@ def test_what_is_missing_is_said(tmp_path):
         main(["--output_dir", str(tmp_path)])
     with pytest.raises(UsageError, match="--table: there is no"):
         main(["--output_dir", str(tmp_path), "--table"])
+
+
+@pytest.mark.parametrize("row", ["linear_probe", "side_mlp", "side_conv"])
+def test_rows_that_are_trained_from_cached_states_learn_the_same(workspace, tmp_path, monkeypatch, row):
+    source = Source(str(workspace / "whisper"), str(workspace / "data"), str(tmp_path / "features"))
+    clips = read_audiofolder(workspace / "data").clips
+    parts = ([clip for clip in clips if clip.fold != "1"], [clip for clip in clips if clip.fold == "1"])
+    kept, calls = real_model.fit(source, ROWS[row], parts, epochs=2, seed=0), []
+    monkeypatch.setattr(real_model, "CACHED", ())
+    monkeypatch.setattr(real_model, "cache_frozen", lambda *given: calls.append(given))
+    computed = real_model.fit(source, ROWS[row], parts, epochs=2, seed=0)
+    assert not calls and kept["train_loss"] == pytest.approx(computed["train_loss"], abs=1e-3)
+
+
+def test_the_weighted_layer_sum_is_trained(workspace, tmp_path):
+    source = Source(str(workspace / "whisper"), str(workspace / "data"), str(tmp_path / "features"))
+    clips = read_audiofolder(workspace / "data").clips
+    sizes = {
+        row: real_model.fit(source, ROWS[row], (clips[:4], clips[4:8]), epochs=1, seed=0)["trainable_parameters"]
+        for row in ("linear_probe", "layer_sum")
+    }
+    # A weight for the input of the first layer, and one for the output of each.
+    assert sizes["layer_sum"] - sizes["linear_probe"] == NUM_LAYERS + 1
