@@ -7,6 +7,8 @@ from statistics import mean
 
 import numpy as np
 from comparison_runs import markdown
+from cycler import cycler
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from plots.files import check_picture, save_picture
 from real_model_rows import ROWS
@@ -21,6 +23,7 @@ CLAIMS = {  # the papers' order: a row, and what it is at least as accurate as
     "IPET - parallel MLP": ("ipet", "parallel_mlp"),
     "IPET - full fine-tuning": ("ipet", "full"),
     "side network - head alone": ("side_mlp", "linear_probe"),
+    "side network, convolutions - IPET": ("side_conv", "ipet"),
     "side network - weighted layer sum": ("side_mlp", "layer_sum"),
     "IPET with the paper's adapter - full fine-tuning": ("ipet_paper", "full"),
 }
@@ -183,6 +186,7 @@ def draw(records: list[dict]) -> Figure:
     """Accuracy over training clips a class, a line a method, with bands of one standard error over the draws."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(cycler(linestyle=["-", "--"]) * cycler(color=TABLEAU_COLORS.values()))
     for name, row in ROWS.items():
         points = []
         for shots in sorted({r["shots"] for r in records if r["row"] == name and r["shots"] is not None}):
