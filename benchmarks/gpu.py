@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from benchmark import TFLOPS, environment, usable_device, write_json
+from benchmark import REPEATS, TFLOPS, environment, usable_device, write_json
 from benchmarking import compiled, on_gpu, profiles
 from benchmarking.extras import on_device
 from benchmarking.measure import Precision, training_step
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     precision = Precision(options.device, torch.bfloat16)
     if options.part == "compile-one":
         ((source, name),) = ((source, name) for source in inputs_of(options) for name in options.methods)
-        return compiled.worker(source, name, options.batch_size, precision, options.backend, 2 if options.tiny else 10)
+        return compiled.worker(source, name, options.batch_size, precision, options.backend, options.repeats)
     report = {"environment": environment(precision, dropout=True), "batch_size": options.batch_size}
     return PARTS[options.part](options, precision, report)
 
@@ -68,6 +68,7 @@ def compile_steps(options: argparse.Namespace, precision: Precision, report: dic
     cases = [(source, name) for name in names for source in inputs_of(options)][: 1 if options.tiny else None]
     passed = ["--output_dir", str(options.output_dir), "--batch_size", str(options.batch_size)]
     passed += ["--device", options.device, "--backend", options.backend, *["--tiny"] * options.tiny]
+    passed += ["--repeats", str(options.repeats)]
     for rows in compiled.compare(cases, passed, options.end):
         report["rows"] = rows
         save(report, options)
@@ -121,6 +122,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=SUBJECTS, metavar="METHOD")
     parser.add_argument("--peak_tflops", type=TFLOPS, help="of the card, where its name is not known here")
     parser.add_argument("--backend", default="inductor", choices=BACKENDS, help="of torch.compile")
+    parser.add_argument("--repeats", type=REPEATS, help="of compiled steps: 10, or 2 with --tiny")
     parser.add_argument("--tiny", action="store_true", help="small models, two clips, three methods")
     options = parser.parse_args(arguments)
     check_writable("--output_dir", options.output_dir)
@@ -128,6 +130,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     if options.tiny:
         options.methods = options.methods or TINY_METHODS
+    options.repeats = options.repeats or (2 if options.tiny else 10)
     if options.batch_size is None:
         options.batch_size = 2 if options.tiny else 16 if options.part == "compile" else 64
     return options

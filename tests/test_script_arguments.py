@@ -122,7 +122,14 @@ CASES = {
         (("steps", *OUTPUT, "--until", "nan"), "--until: must be .*, got 'nan'"),
         (("steps", *OUTPUT, "--inputs", "nope"), "--inputs: invalid choice: 'nope'"),
         (("compile", *OUTPUT, "--backend", "nope"), "--backend: invalid choice: 'nope'"),
+        (("compile", *OUTPUT, "--repeats", "0"), "--repeats: must be .*, got '0'"),
         (("steps", *BLOCKED), "--output_dir must be a folder for new files"),
+    ],
+    "memory": [
+        (BLOCKED, "--output_dir must be a folder for new files, got 'file/out'"),
+        ((*OUTPUT, "--inputs", "nope"), "--inputs: invalid choice: 'nope'"),
+        ((*OUTPUT, "--batch_sizes", "0", "4"), "--batch_sizes: must be .*, got '0'"),
+        ((*OUTPUT, "--batch_sizes", "4", "4"), r"--batch_sizes: the first must be below the second, got \[4, 4\]"),
     ],
 }
 

@@ -24,7 +24,7 @@ PARALLEL_MLP = next(name for name in SUBJECTS if name.startswith("parallel MLP")
 SIDE = [name for name in SUBJECTS if name.startswith("side network")]
 METHODS = (FULL, IPET, LORA, PARALLEL_MLP, LOAA, *SIDE[:1])  # the most important first
 SCRIPT = Path(__file__).resolve().parents[1] / "gpu.py"
-SECONDS_OF_STEPS = 20  # at most, for the times of one model
+SECONDS_OF_STEPS = 20  # for the times of one model, or its share of what is left where that is more
 
 
 def worker(source: Input, name: str, batch_size: int, precision: Precision, backend: str, repeats: int) -> None:
@@ -112,9 +112,10 @@ def compare(cases: list[tuple[Input, str]], options: list[str], until: float) ->
             else:
                 process.end()
             yield rows
-        for process in ready:
+        for waiting, process in zip(range(len(ready), 0, -1), ready):
             process.go()
-            process.facts(min(until - time.monotonic(), SECONDS_OF_STEPS))
+            left = until - time.monotonic()
+            process.facts(min(left, max(SECONDS_OF_STEPS, left / waiting)))
             process.end()
             yield rows
     finally:
