@@ -11,7 +11,6 @@ for a machine with 8, 16 or 24 GB lies on a line through both sizes. Writes OUT/
 import argparse
 import multiprocessing
 import resource
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -59,8 +58,16 @@ def peak_of_steps(name: str, method: str, batch_size: int) -> int:
         step = training_step(model, source.make_batch(batch_size), Precision())
         for _ in range(STEPS):
             step()
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return highest_resident_bytes()
+
+
+def highest_resident_bytes() -> int:
+    """The most memory that this process has had. Linux's `ru_maxrss` would count that of its parent at the start too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024  # "VmHWM:  1234 kB"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
 
 
 def tables(rows: list[dict]) -> str:
