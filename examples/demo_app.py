@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,26 +98,30 @@ def picture(comparison: Comparison, path: str | None, name: str) -> Figure:
     return figure
 
 
+def show_results(comparison: Comparison, path: str | None, names: list[str], chosen: str) -> list:
+    """What the page shows below the sound: a label of each adapter, the choice whose attention is drawn, the picture."""
+    import gradio
+
+    predictions = compare(comparison, path, names)
+    labels = [
+        gradio.Label(dict(predictions[name]), visible=True) if name in predictions else gradio.Label(visible=False)
+        for name in comparison.names
+    ]
+    chosen = chosen if chosen in names else names[0]
+    figure = picture(comparison, path, chosen)
+    return [*labels, gradio.Radio(names, value=chosen, visible=True), gradio.Plot(figure, visible=True)]
+
+
+def hide_results(comparison: Comparison) -> list:
+    import gradio
+
+    labels = [gradio.Label(visible=False)] * len(comparison.names)
+    return [*labels, gradio.Radio(visible=False), gradio.Plot(visible=False)]
+
+
 def build_page(comparison: Comparison):
     """The page, a `gradio.Blocks`: predictions of each adapter that is ticked, and what one of them attends to."""
     import gradio
-
-    def show(path: str | None, names: list[str], chosen: str) -> list:
-        predictions = compare(comparison, path, names)
-        labels = [
-            gradio.Label(dict(predictions[name]), visible=True) if name in predictions else gradio.Label(visible=False)
-            for name in comparison.names
-        ]
-        chosen = chosen if chosen in names else names[0]
-        figure = picture(comparison, path, chosen)
-        return [*labels, gradio.Radio(names, value=chosen, visible=True), gradio.Plot(figure, visible=True)]
-
-    def hide() -> list:
-        return [
-            *[gradio.Label(visible=False)] * len(comparison.names),
-            gradio.Radio(visible=False),
-            gradio.Plot(visible=False),
-        ]
 
     # People's sounds are deleted after an hour, and at the end.
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -134,12 +139,13 @@ def build_page(comparison: Comparison):
             labels = [gradio.Label(label=name, num_top_classes=TOP_K, visible=False) for name in comparison.names]
         chosen = gradio.Radio(first, value=first[0], label="Attention of", visible=False)
         figure = gradio.Plot(label="Spectrogram and attention", visible=False)
+        results = [*labels, chosen, figure]
         # What is shown is never of an earlier sound.
-        sound.change(hide, None, [*labels, chosen, figure], queue=False)
+        sound.change(partial(hide_results, comparison), None, results, queue=False)
         # One at a time: a call uses the model that the adapters share.
         alone = {"concurrency_limit": 1, "concurrency_id": "model"}
-        button.click(show, [sound, names, chosen], [*labels, chosen, figure], **alone)
-        chosen.input(lambda path, name: picture(comparison, path, name), [sound, chosen], figure, **alone)
+        button.click(partial(show_results, comparison), [sound, names, chosen], results, **alone)
+        chosen.input(partial(picture, comparison), [sound, chosen], figure, **alone)
     return page
 
 

@@ -78,18 +78,7 @@ def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _load_base_model(
     auto_class: Any, config: PeftConfig, weights: Tensors, source: str, kwargs: dict[str, Any]
 ) -> nn.Module:
-    name = config.base_model_name_or_path
-    if not name:
-        raise ValueError(
-            f"The configuration of adapter {source!r} names no base model. Load the base model yourself and use "
-            "PeftModel.from_pretrained(base_model, folder)."
-        )
-    if not os.path.exists(name) and not is_hub_id(name):
-        raise FileNotFoundError(
-            f"Adapter {source!r} was trained on the base model in {name!r}, and {os.path.abspath(name)!r} does not exist. "
-            "Call this from the folder where the training ran, or load the base model yourself and use "
-            "PeftModel.from_pretrained(base_model, folder)."
-        )
+    name = _base_model_name(config, source)
     settings = (config.base_settings or {}) if isinstance(config, EncoderAdapterConfig) else {}
     _check_task(auto_class, config, settings, source)
     saved_head = tuple(name.removeprefix(EXACT) for name in getattr(config, "modules_to_save", None) or ())
@@ -118,6 +107,23 @@ def _load_base_model(
     check_not_quantized(model, saved_head)
     _check_head(model, saved_head, weights, source)
     return model
+
+
+def _base_model_name(config: PeftConfig, source: str) -> str:
+    """Return the id or folder of the base model, or raise an error if there is none or the folder is missing."""
+    name = config.base_model_name_or_path
+    if not name:
+        raise ValueError(
+            f"The configuration of adapter {source!r} names no base model. Load the base model yourself and use "
+            "PeftModel.from_pretrained(base_model, folder)."
+        )
+    if not os.path.exists(name) and not is_hub_id(name):
+        raise FileNotFoundError(
+            f"Adapter {source!r} was trained on the base model in {name!r}, and {os.path.abspath(name)!r} does not exist. "
+            "Call this from the folder where the training ran, or load the base model yourself and use "
+            "PeftModel.from_pretrained(base_model, folder)."
+        )
+    return name
 
 
 def _check_task(auto_class: Any, config: PeftConfig, settings: dict[str, Any], source: str) -> None:
