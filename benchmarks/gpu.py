@@ -5,7 +5,7 @@
     python benchmarks/gpu.py profile --output_dir OUT    # the kernels of a step
     python benchmarks/gpu.py steps --output_dir OUT --tiny    # a try on a CPU, with models of 16 dimensions
 
-The models have their real size and random weights, the arithmetic is bfloat16 by autocast.
+The models have their real size and random weights. The arithmetic is bfloat16 by autocast, unless --dtype says otherwise.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     options = parse(arguments)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated|Could not find a config file in")
     transformers.utils.logging.disable_progress_bar()
-    precision = Precision(options.device, torch.bfloat16)
+    precision = Precision(options.device, getattr(torch, options.dtype))
     if options.part == "compile-one":
         ((source, name),) = ((source, name) for source in inputs_of(options) for name in options.methods)
         return compiled.worker(source, name, options.batch_size, precision, options.backend, options.repeats)
@@ -68,7 +68,7 @@ def compile_steps(options: argparse.Namespace, precision: Precision, report: dic
     cases = [(source, name) for name in names for source in inputs_of(options)][: 1 if options.tiny else None]
     passed = ["--output_dir", str(options.output_dir), "--batch_size", str(options.batch_size)]
     passed += ["--device", options.device, "--backend", options.backend, *["--tiny"] * options.tiny]
-    passed += ["--repeats", str(options.repeats)]
+    passed += ["--dtype", options.dtype, "--repeats", str(options.repeats)]
     for rows in compiled.compare(cases, passed, options.end):
         report["rows"] = rows
         save(report, options)
@@ -116,6 +116,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("part", choices=(*PARTS, "compile-one"))
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="bfloat16: by autocast")
     parser.add_argument("--batch_size", type=COUNT, help="64, and 16 of compiled steps, which several processes take")
     parser.add_argument("--until", type=Range(0), help="when it should be over, in seconds since 1970: `date +%%s`")
     parser.add_argument("--inputs", nargs="*", metavar="INPUT", choices=INPUTS)

@@ -6,7 +6,7 @@
 #     bash benchmarks/gpu.sh OUT --cpu      # a try of every part with tiny models on a CPU, 900 seconds at most
 #
 # Every part writes OUT/PART.json as it measures, has a time of its own, and is ended when that is over; what it leaves is
-# given to the parts that follow. `python benchmarks/gpu_table.py OUT` prints what was written.
+# given to the parts that follow. `python benchmarks/tables.py OUT` prints what was written.
 #
 # Estimates for an H100 with 16 cores, in seconds, with 15 of every part for its imports:
 #     packages  10   no torch
@@ -68,4 +68,4 @@ tests() {
     part profile 60 0 "$PYTHON" benchmarks/gpu.py profile --output_dir "$OUT" ${TINY[@]+"${TINY[@]}"}
     echo "== $SECONDS s"
 } 2>&1 | tee "$OUT/gpu.log"
-timeout -k 5 30 "$PYTHON" benchmarks/gpu_table.py "$OUT" | tee "$OUT/gpu.md"
+timeout -k 5 30 "$PYTHON" benchmarks/tables.py "$OUT" | tee "$OUT/gpu.md"

@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import gpu_table
+import gpu
 import pytest
+import tables
 import torch
 from benchmarking import compiled, measure, on_gpu, packages, profiles
 from benchmarking.measure import Precision
@@ -41,7 +42,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     results = [json.loads(line) for line in (tmp_path / "tests.jsonl").read_text().splitlines()]
     assert results and {result["outcome"] for result in results} == {"passed"}
     text = (tmp_path / "gpu.md").read_text()
-    assert text.strip() == gpu_table.main(str(tmp_path)).strip() and "torch.compile" in text
+    assert text.strip() == tables.main(str(tmp_path)).strip() and "torch.compile" in text
 
 
 def test_the_largest_batch_is_on_the_line_through_two_sizes():
@@ -94,6 +95,13 @@ def test_kernels_of_a_step_are_told_with_their_times():
     assert {row["kernel"]: row["calls"] for row in rows}["aten::mm"] == 1
 
 
+def test_compiled_steps_have_the_precision_that_was_asked_for(tmp_path):
+    options = ["--tiny", "--device", "cpu", "--backend", "eager", "--dtype", "float32", "--output_dir", str(tmp_path)]
+    report = gpu.main(["compile", *options])
+    (row,) = report["rows"]
+    assert report["environment"]["dtype"] == "float32" and row["compiled_loss"] == pytest.approx(row["loss"], rel=1e-6)
+
+
 def test_a_process_that_ends_is_told(tmp_path):
     cases = [(Input("AST-base", 7, True), FULL)]  # no such input
     *_, rows = compiled.compare(cases, ["--output_dir", str(tmp_path), "--tiny"], time.monotonic() + 300)
@@ -118,7 +126,7 @@ def test_tables_have_ratios_of_what_was_written(tmp_path, capsys):
     report = {**shared, "batch_size": 64, "measured_tflops": 700.0, "peak_tflops": 100, "rows": [full, late]}
     (tmp_path / "steps.json").write_text(json.dumps(report))
     (tmp_path / "tests.jsonl").write_text('{"test": "a", "outcome": "failed", "reason": "so"}\n{"test": "b", "outco')
-    text = gpu_table.main(str(tmp_path))
+    text = tables.main(str(tmp_path))
     cells = "200.0 | 1.00 |  | 4.00 | 1.00 | 1.00 | 40% | 4.0 |  | 9 / 10 / 1,100"
     assert f"| {FULL} | {cells} |" in text and "out of memory |" in text
     assert "Tests: 1 failed" in text and "failed: `a`: so" in text

@@ -1,4 +1,4 @@
-"""Prints what `gpu.sh` has written as Markdown: `python benchmarks/gpu_table.py OUT`. Needs nothing but Python."""
+"""Prints what `benchmark.py` or `gpu.sh` has written as Markdown: `python benchmarks/tables.py OUT`. Needs nothing but Python."""
 
 import json
 import sys
@@ -8,10 +8,11 @@ from pathlib import Path
 
 FULL, LORA = "full fine-tuning", "LoRA of PEFT"
 CARDS = ("8", "16", "24")
+COUNTED = ("AST-base, 1024 frames", "wav2vec2-base, 3 s")  # inputs whose operations and bytes are told
 
 
 def main(folder: str) -> str:
-    parts = [tell(Path(folder)) for tell in (packages, tests, steps, compiled, profile)]
+    parts = [tell(Path(folder)) for tell in (methods, targets, packages, tests, steps, compiled, profile)]
     text = "\n\n".join(part for part in parts if part)
     print(text)
     return text
@@ -24,6 +25,50 @@ def read(path: Path) -> dict | None:
 def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join([f"**{title}**", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def methods(folder: Path) -> str:
+    """Every method of `benchmark.json`: steps and operations as shares of full fine-tuning's on the same input."""
+    report = read(folder / "benchmark.json")
+    if report is None:
+        return ""
+    inputs = {name: {row["method"]: row for row in rows} for name, rows in by_input(report["rows"]).items()}
+    told = [name for name in COUNTED if name in inputs]
+    columns = ["method", *map(short, inputs)]
+    columns += [f"{figure}, {short(name)}" for figure in ("FLOP", "MB") for name in told]
+    columns.append("file, KB")
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in report["rows"]):
+        rows = {name: by_method.get(method, {}) for name, by_method in inputs.items()}
+        cells = [ratio(rows[name], inputs[name].get(FULL, {}), "step_seconds") for name in inputs]
+        cells += [ratio(rows[name], inputs[name].get(FULL, {}), "flops") for name in told]
+        cells += [megabytes(rows[name].get("saved_bytes")) for name in told]
+        cells.append(number(next(iter(rows.values())).get("checkpoint_bytes"), 1e-3, ",.0f"))
+        lines.append([method.replace("^MS", "^MS^"), *cells])
+    return table("Steps and operations, full fine-tuning = 1", columns, lines)
+
+
+def short(name: str) -> str:
+    """An input's name as the head of a narrow column."""
+    return name.replace("-base", "").replace(" frames", "")
+
+
+def megabytes(count: float | None) -> str:
+    return number(count, 1e-6, ",.0f" if count and count >= 1e6 else ".1f")
+
+
+def targets(folder: Path) -> str:
+    """What was compared in `benchmark.json`, and what was to be reached."""
+    report = read(folder / "benchmark.json")
+    if report is None:
+        return ""
+    lines = []
+    for target in report["targets"]:
+        sign, bound = ">=" if target["at_least"] else "<=", target["target"]
+        value = f"{target['value']:.3g} {target['unit']}".strip()
+        value = f"**{value}**" if target["reached"] is False else value
+        lines.append([target["name"].replace("^MS", "^MS^"), value, "" if bound is None else f"{sign} {bound:g}"])
+    return table("Targets; bold: missed", ["what", "measured", "to reach"], lines)
 
 
 def packages(folder: Path) -> str:
