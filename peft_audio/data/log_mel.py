@@ -72,7 +72,7 @@ def _has_full_products(device: torch.device) -> bool:
 
 
 def _kaldi_spectra(waveforms: torch.Tensor, frames: int, window: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield some frames after the other, and their transforms `(clips, frames, 257)`, which the next ones overwrite."""
+    """Yield some frames after the other, and their transforms `(clips, frames, 257)`."""
     rest = 1 - PREEMPHASIS
     whole = waveforms[:, : waveforms.shape[1] // BLOCK * BLOCK]
     sums = whole.unflatten(1, (-1, BLOCK)).sum(-1).unfold(1, FRAME // BLOCK, HOP // BLOCK).sum(-1)
@@ -83,14 +83,13 @@ def _kaldi_spectra(waveforms: torch.Tensor, frames: int, window: torch.Tensor) -
     means = means.unsqueeze(-1)
     step = _frames_at_once(waveforms)
     buffer = waveforms.new_zeros(len(waveforms), min(step, frames), TRANSFORM)
-    spectrum = buffer.new_empty(*buffer.shape[:2], TRANSFORM // 2 + 1, dtype=torch.complex128)
     for start in range(0, frames, step):
         part = slice(start, min(start + step, frames))
         size = part.stop - start
         torch.mul(emphasized[:, part], window, out=buffer[:, :size, :FRAME])
         buffer[:, :size, :FRAME].addcmul_(means[:, part], window, value=-rest)
         buffer[:, :size, 0] = first[:, part]
-        yield part, torch.fft.rfft(buffer[:, :size], out=spectrum[:, :size])
+        yield part, torch.fft.rfft(buffer[:, :size])
 
 
 def _frames_at_once(waveforms: torch.Tensor) -> int:
