@@ -1,6 +1,6 @@
 """Speed and memory of every method, side by side with full fine-tuning, LoRA and prompts in front of whole layers.
 
-    python benchmarks/benchmark.py --output_dir OUT            # everything, about 50 minutes on two cores
+    python benchmarks/benchmark.py --output_dir OUT            # everything, about 70 minutes on two cores
     python benchmarks/benchmark.py --output_dir OUT --quick    # bytes only, which are exact, under two minutes
     python benchmarks/benchmark.py --output_dir OUT --device cuda --dtype bfloat16 --batch_size 64 --peak_tflops 989
     python benchmarks/benchmark.py --output_dir OUT --profile "wav2vec2-base, 1 s"

@@ -30,20 +30,23 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> str:
 def methods(folder: Path) -> str:
     """Every method of `benchmark.json`: steps and operations as shares of full fine-tuning's on the same input."""
     report = read(folder / "benchmark.json")
-    if report is None:
+    if report is None or not report["rows"]:
         return ""
     inputs = {name: {row["method"]: row for row in rows} for name, rows in by_input(report["rows"]).items()}
     told = [name for name in COUNTED if name in inputs]
-    columns = ["method", *map(short, inputs)]
+    first = next(iter(inputs))
+    lora = next((row for method, row in inputs[first].items() if method.startswith(LORA)), {})
+    columns = ["method", *map(short, inputs), f"{short(first)}, / LoRA"]
     columns += [f"{figure}, {short(name)}" for figure in ("FLOP", "MB") for name in told]
     columns.append("file, KB")
     lines = []
     for method in dict.fromkeys(row["method"] for row in report["rows"]):
         rows = {name: by_method.get(method, {}) for name, by_method in inputs.items()}
         cells = [ratio(rows[name], inputs[name].get(FULL, {}), "step_seconds") for name in inputs]
+        cells.append(ratio(rows[first], lora, "step_seconds"))
         cells += [ratio(rows[name], inputs[name].get(FULL, {}), "flops") for name in told]
         cells += [megabytes(rows[name].get("saved_bytes")) for name in told]
-        cells.append(number(next(iter(rows.values())).get("checkpoint_bytes"), 1e-3, ",.0f"))
+        cells.append(number(rows[first].get("checkpoint_bytes"), 1e-3, ",.0f"))
         lines.append([method.replace("^MS", "^MS^"), *cells])
     return table("Steps and operations, full fine-tuning = 1", columns, lines)
 
@@ -60,7 +63,7 @@ def megabytes(count: float | None) -> str:
 def targets(folder: Path) -> str:
     """What was compared in `benchmark.json`, and what was to be reached."""
     report = read(folder / "benchmark.json")
-    if report is None:
+    if report is None or not report["targets"]:
         return ""
     lines = []
     for target in report["targets"]:

@@ -1,6 +1,6 @@
-"""Steps of compiled models against those as written. Every model has a process of its own, so all compile together.
+"""Steps of compiled models against those as written. Every model has a process of its own, so that several compile together.
 
-They take turns with their steps when all are compiled, so that none disturbs another's times.
+They take turns with their steps when these are compiled, so that none disturbs another's times.
 """
 
 import json
@@ -99,8 +99,21 @@ class Process:
         self.process.wait()
 
 
-def compare(cases: list[tuple[Input, str]], options: list[str], until: float) -> Iterator[list[dict]]:
-    """Yields the rows of all cases whenever something was added; at `until` (of time.monotonic) all is over."""
+def compare(cases: list[tuple[Input, str]], options: list[str], until: float, at_once: int) -> Iterator[list[dict]]:
+    """Yields the rows of all cases whenever something was added; at `until` (of time.monotonic) all is over.
+
+    So many as `at_once` compile together, and then take turns; each of these groups has its share of the time.
+    """
+    done: list[dict] = []
+    for start in range(0, len(cases), at_once):
+        now, rows = time.monotonic(), []
+        group, left = cases[start : start + at_once], len(cases) - start
+        for rows in _compare_group(group, options, now + (until - now) * len(group) / left):
+            yield done + rows
+        done += rows
+
+
+def _compare_group(cases: list[tuple[Input, str]], options: list[str], until: float) -> Iterator[list[dict]]:
     processes = [Process(source, name, options) for source, name in cases]
     rows = [process.row for process in processes]
     try:

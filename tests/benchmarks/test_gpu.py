@@ -104,7 +104,7 @@ def test_compiled_steps_have_the_precision_that_was_asked_for(tmp_path):
 
 def test_a_process_that_ends_is_told(tmp_path):
     cases = [(Input("AST-base", 7, True), FULL)]  # no such input
-    *_, rows = compiled.compare(cases, ["--output_dir", str(tmp_path), "--tiny"], time.monotonic() + 300)
+    *_, rows = compiled.compare(cases, ["--output_dir", str(tmp_path), "--tiny"], time.monotonic() + 300, 1)
     assert rows[0]["error"].startswith("ended with exit code") and "step_seconds" not in rows[0]
 
 
