@@ -64,7 +64,7 @@ def steps(options: argparse.Namespace, precision: Precision, report: dict) -> di
 
 
 def compile_steps(options: argparse.Namespace, precision: Precision, report: dict) -> dict:
-    names = [name for name in compiled.METHODS if options.methods is None or name in options.methods]
+    names = options.methods or compiled.METHODS
     cases = [(source, name) for name in names for source in inputs_of(options)][: 1 if options.tiny else None]
     passed = ["--output_dir", str(options.output_dir), "--batch_size", str(options.batch_size)]
     passed += ["--device", options.device, "--backend", options.backend, *["--tiny"] * options.tiny]

@@ -22,7 +22,7 @@ from benchmarking.subjects import FULL, IPET, LOAA, LORA, SUBJECTS, Input
 
 PARALLEL_MLP = next(name for name in SUBJECTS if name.startswith("parallel MLP"))
 SIDE = [name for name in SUBJECTS if name.startswith("side network")]
-METHODS = (FULL, IPET, LORA, PARALLEL_MLP, LOAA, *SIDE[:1])  # the most important first
+METHODS = (FULL, IPET, LORA, PARALLEL_MLP, LOAA, *SIDE[:1])  # what a GPU has time for, the most important first
 SCRIPT = Path(__file__).resolve().parents[1] / "gpu.py"
 SECONDS_OF_STEPS = 20  # for the times of one model, or its share of what is left where that is more
 

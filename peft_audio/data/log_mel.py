@@ -19,6 +19,7 @@ FRAME, HOP, TRANSFORM = 400, 160, 512
 PREEMPHASIS = 0.97
 FLOOR = 1.192092955078125e-07
 BLOCK = math.gcd(FRAME, HOP)  # means of frames are sums of blocks, which they share
+MEL_GROUP = 32  # mel bins whose filters are applied together
 SHORTEST = FRAME - HOP  # samples; for fewer the extractors count less than no frames
 
 WHISPER_FLOOR, WHISPER_RANGE = 1e-10, 8.0
@@ -50,9 +51,23 @@ def kaldi_log_mel(waveforms: torch.Tensor, window: torch.Tensor, filters: torch.
     if frames == 0:
         return result
     filters = filters.float() if _has_full_products(waveforms.device) else filters
+    bands = _bands(filters)
     for part, spectrum in _kaldi_spectra(waveforms, frames, window):
-        result[:, part] = (_power(spectrum, filters.dtype) @ filters).float().clamp_(min=FLOOR).log_()
-    return result
+        power = _power(spectrum, filters.dtype)
+        for bins, mels in bands:
+            result[:, part, mels] = power[..., bins] @ filters[bins, mels]
+    return result.clamp_(min=FLOOR).log_()
+
+
+def _bands(filters: torch.Tensor) -> list[tuple[slice, slice]]:
+    """Return groups of mel bins, and the bins of the transform that their filters read: most filters read few."""
+    bands = []
+    for start in range(0, filters.shape[1], MEL_GROUP):
+        mels = slice(start, start + MEL_GROUP)
+        read = filters[:, mels].any(1).nonzero()
+        bins = slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
+        bands.append((bins, mels))
+    return bands
 
 
 def frame_count(samples: int) -> int:

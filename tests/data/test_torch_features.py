@@ -313,6 +313,17 @@ def test_a_cache_tells_how_features_were_computed(monkeypatch, tmp_path):
     assert FeatureCache(tmp_path, extractor).settings() != ours
 
 
+@pytest.mark.parametrize("num_mel_bins", [20, 100])
+@pytest.mark.parametrize("first, end", [(0, 0), (0, 257), (5, 9), (250, 257)])
+def test_filters_may_read_any_bins(first, end, num_mel_bins):
+    extractor = make_extractor(SeamlessM4TFeatureExtractor, num_mel_bins=num_mel_bins)
+    extractor.mel_filters[:, :40] = 0
+    extractor.mel_filters[first:end, :40] = np.random.default_rng(0).uniform(size=(end - first, min(40, num_mel_bins)))
+    options = {"sampling_rate": RATE, "return_tensors": "np", "do_normalize_per_mel_bins": False}
+    waveform = tone("low", 0.5)
+    assert_same(TorchFeatures(extractor)(waveform, **options), extractor(waveform, **options))
+
+
 def test_a_device_without_64_bits_and_workers_with_a_device_are_refused(monkeypatch):
     extractor = make_extractor(ASTFeatureExtractor)
     with pytest.raises(ValueError, match="device must have 64-bit numbers, .* got 'mps'"):
