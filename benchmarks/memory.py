@@ -14,10 +14,11 @@ import resource
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import tables
 from benchmark import SOURCES, environment, write_json
 from benchmarking.measure import Precision, training_step
-from benchmarking.on_gpu import CARDS_GB, FIRST, largest_batches
-from benchmarking.subjects import AST_1024, LORA, SUBJECTS
+from benchmarking.on_gpu import FIRST, largest_batches
+from benchmarking.subjects import AST_1024, SUBJECTS
 
 from peft_audio.utils.arguments import check_writable, run_command
 from peft_audio.utils.ranges import COUNT
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> dict:
             report["rows"].append(row)
             write_json(options.output_dir / "memory.json", report)
             print(f"{name}, {method}: {', '.join(f'{peak / 1e9:.2f} GB' for peak in row['peak_bytes'].values())}")
-    print(tables(report["rows"]))
+    print(tables.memory(options.output_dir))
     return report
 
 
@@ -68,28 +69,6 @@ def highest_resident_bytes() -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024  # "VmHWM:  1234 kB"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
-
-
-def tables(rows: list[dict]) -> str:
-    """A Markdown table for each input."""
-    return "\n".join(table_of([row for row in rows if row["input"] == name]) for name in {r["input"]: 0 for r in rows})
-
-
-def table_of(rows: list[dict]) -> str:
-    sizes = list(rows[-1]["peak_bytes"])
-    lora = next((row["peak_bytes"] for row in rows if row["method"] == LORA), {})
-    columns = ["method", *(f"GB, batch of {size}" for size in sizes), f"/ LoRA, batch of {sizes[-1]}"]
-    columns.append(f"largest batch in {' / '.join(map(str, CARDS_GB))} GB")
-    lines = [columns, ["---"] * len(columns)]
-    for row in rows:
-        peaks = [row["peak_bytes"].get(size) for size in sizes]
-        cells = [f"{peak / 1e9:.2f}" if peak else "" for peak in peaks]
-        cells.append(f"{peaks[-1] / lora[sizes[-1]]:.2f}" if peaks[-1] and lora else "")
-        cells.append(" / ".join(map(str, row["largest_batches"].values())))
-        if row["method"] == PACKAGES:
-            cells[0] = f"{row['peak_bytes']['0'] / 1e9:.2f}"
-        lines.append([row["method"], *cells])
-    return "\n".join(["", rows[0]["input"], "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Prints what `benchmark.py` or `gpu.sh` has written as Markdown: `python benchmarks/tables.py OUT`. Needs nothing but Python."""
+"""Prints what `benchmark.py`, `memory.py` or `gpu.sh` has written as Markdown: `python benchmarks/tables.py OUT`. Needs nothing but Python."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ COUNTED = ("AST-base, 1024 frames", "wav2vec2-base, 3 s")  # inputs whose operat
 
 
 def main(folder: str) -> str:
-    parts = [tell(Path(folder)) for tell in (methods, targets, packages, tests, steps, compiled, profile)]
+    parts = [tell(Path(folder)) for tell in (methods, targets, memory, packages, tests, steps, compiled, profile)]
     text = "\n\n".join(part for part in parts if part)
     print(text)
     return text
@@ -72,6 +72,29 @@ def targets(folder: Path) -> str:
         value = f"**{value}**" if target["reached"] is False else value
         lines.append([target["name"].replace("^MS", "^MS^"), value, "" if bound is None else f"{sign} {bound:g}"])
     return table("Targets; bold: missed", ["what", "measured", "to reach"], lines)
+
+
+def memory(folder: Path) -> str:
+    """The most memory of training steps in `memory.json`, and the largest batches."""
+    report = read(folder / "memory.json")
+    if report is None:
+        return ""
+    return "\n\n".join(memory_of(name, rows) for name, rows in by_input(report["rows"]).items())
+
+
+def memory_of(name: str, rows: list[dict]) -> str:
+    sizes = list(rows[-1]["peak_bytes"])
+    lora = next((row["peak_bytes"] for row in rows if row["method"].startswith(LORA)), {})
+    columns = ["method", *(f"GB, batch of {size}" for size in sizes), f"/ LoRA, batch of {sizes[-1]}"]
+    columns.append(f"largest batch in {' / '.join(CARDS)} GB")
+    lines = []
+    for row in rows:
+        # The first row is of Python and its packages, without a batch.
+        cells = [number(row["peak_bytes"].get(size, row["peak_bytes"].get("0")), 1e-9, ".2f") for size in sizes]
+        cells.append(ratio(row["peak_bytes"], lora, sizes[-1]))
+        cells.append(" / ".join(map(str, row["largest_batches"].values())))
+        lines.append([row["method"], *cells])
+    return table(f"{name}, highest resident memory of a step", columns, lines)
 
 
 def packages(folder: Path) -> str:

@@ -61,10 +61,10 @@ def kaldi_log_mel(waveforms: torch.Tensor, window: torch.Tensor, filters: torch.
 
 def _bands(filters: torch.Tensor) -> list[tuple[slice, slice]]:
     """Return groups of mel bins, and the bins of the transform that their filters read: most filters read few."""
-    bands = []
+    bands, reads = [], filters.bool().cpu()
     for start in range(0, filters.shape[1], MEL_GROUP):
         mels = slice(start, start + MEL_GROUP)
-        read = filters[:, mels].any(1).nonzero()
+        read = reads[:, mels].any(1).nonzero()
         bins = slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
         bands.append((bins, mels))
     return bands

@@ -108,6 +108,13 @@ def test_a_process_that_ends_is_told(tmp_path):
     assert rows[0]["error"].startswith("ended with exit code") and "step_seconds" not in rows[0]
 
 
+def test_models_that_compile_one_after_the_other_are_told_together(tmp_path):
+    cases = [(Input("AST-base", 7, True), FULL), (Input("AST-base", 7, True), LORA)]  # no such input
+    told = [list(rows) for rows in compiled.compare(cases, ["--output_dir", str(tmp_path)], time.monotonic() + 300, 1)]
+    assert [[row["method"] for row in rows] for rows in told] == [[FULL], [FULL, LORA]]
+    assert all(row["error"].startswith("ended with exit code") for row in told[-1])
+
+
 def test_packages_are_compared_with_what_setup_cfg_asks(tmp_path, monkeypatch):
     wanted = packages.requirements()
     assert wanted["torch"].startswith(">=") and wanted["pytest"] == "" and "transformers" in wanted
